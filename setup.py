@@ -1,0 +1,48 @@
+"""Package metadata, all of it read from settings.ini."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=["="])
+config.read(here / "settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+
+
+def listed(name: str) -> list[str]:
+    return settings.get(f"{name}requirements", "").split()
+
+
+extras = {name: listed(f"{name}_") for name in ("data", "bench", "dev")}
+extras["paper"] = extras["data"] + listed("paper_")
+extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
+readme = here / "README.md"
+
+setup(
+    name=settings["lib_name"],
+    version=settings["version"],
+    description=settings["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author=settings["author"],
+    author_email=settings["author_email"],
+    url=settings["git_url"],
+    license="Apache-2.0",
+    keywords=settings["keywords"],
+    packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
+    package_data={settings["lib_path"]: ["py.typed", "*.mplstyle", "*.json"]},
+    python_requires=f">={settings['min_python']}",
+    install_requires=listed(""),
+    extras_require=extras,
+    entry_points={"console_scripts": settings.get("console_scripts", "").split()},
+    classifiers=[
+        f"Development Status :: {statuses[int(settings['status']) - 1]}",
+        f"Intended Audience :: {settings['audience']}",
+        f"Natural Language :: {settings['language']}",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
