@@ -8,7 +8,7 @@ __all__ = ['project_root', 'compare_parameters', 'check_parameters', 'notebook_p
            'build_dir', 'plan', 'NotebookError', 'provenance', 'run_notebook', 'latex_preamble', 'load_config',
            'build_paper', 'render_readme', 'main']
 
-# %% ../nbs/11_workflow.ipynb #f22cca7c
+# %% ../nbs/11_workflow.ipynb #e5ae4889
 import ast
 import difflib
 import json
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from configparser import ConfigParser
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/11_workflow.ipynb #2276a2a4
+# %% ../nbs/11_workflow.ipynb #7eec55ed
 def _settings(folder: Path) -> dict[str, str]:
     """The settings of the project in `folder`; empty if there is none, or another project's."""
     config = ConfigParser(delimiters=["="])
@@ -52,13 +52,15 @@ def project_root(start: str | Path = ".") -> Path:
     """
     here = Path(start).resolve()
     package = util.find_spec("cvi_nb")
-    installed = [Path(place).resolve().parent for place in (package.submodule_search_locations or [])] if package else []
+    installed = (
+        [Path(place).resolve().parent for place in (package.submodule_search_locations or [])] if package else []
+    )
     for folder in (here, *here.parents, *installed):
         if _settings(folder):
             return folder
     raise FileNotFoundError(f"`start` must lie in a checkout of cvi_nb (a folder with its settings.ini), got {here}")
 
-# %% ../nbs/11_workflow.ipynb #08e7e993
+# %% ../nbs/11_workflow.ipynb #78240ef3
 def _assigned(source: str) -> dict[str, Any]:
     """Names that a cell assigns at its top level, with their values; `...` for a value that is no literal."""
     values: dict[str, Any] = {}
@@ -104,8 +106,12 @@ def compare_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any], no
     unknown = [name for name in given if name not in defaults]
     if unknown:
         close = {name: difflib.get_close_matches(name, defaults, n=1) for name in unknown}
-        named = ", ".join(f"`{name}`" + (f" (did you mean `{found[0]}`?)" if found else "") for name, found in close.items())
-        raise ValueError(f"unknown parameter {named}: {notebook} has {', '.join(f'`{name}`' for name in defaults) or 'none'}")
+        named = ", ".join(
+            f"`{name}`" + (f" (did you mean `{found[0]}`?)" if found else "") for name, found in close.items()
+        )
+        raise ValueError(
+            f"unknown parameter {named}: {notebook} has {', '.join(f'`{name}`' for name in defaults) or 'none'}"
+        )
     for name, value in given.items():
         if not _agrees(value, defaults[name]):
             hint = f"; as a list: -y '{{{name}: [...]}}'" if isinstance(defaults[name], list | tuple) else ""
@@ -114,7 +120,7 @@ def compare_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any], no
                 f"got {value!r} of type {type(value).__name__}{hint}"
             )
 
-# %% ../nbs/11_workflow.ipynb #9e37a2c4
+# %% ../nbs/11_workflow.ipynb #5799ac22
 def check_parameters() -> dict[str, Any]:
     """Refuse parameters that this notebook does not have; to be called in the cell after the one tagged ``parameters``.
 
@@ -129,7 +135,9 @@ def check_parameters() -> dict[str, Any]:
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
-        raise RuntimeError("`check_parameters` must be called in a notebook, after the cell tagged `parameters`, got a plain Python process")
+        raise RuntimeError(
+            "`check_parameters` must be called in a notebook, after its parameters cell, got a plain Python process"
+        )
     cells = list(shell.user_ns.get("In", [""]))[:-1]  # the last one is the cell that calls this
     injected = next((i for i in range(len(cells) - 1, 0, -1) if cells[i].startswith("# Parameters\n")), None)
     defaults = _assigned(cells[-1] if injected is None else cells[injected - 1]) if cells else {}
@@ -163,9 +171,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/11_workflow.ipynb #13d3fca3
+# %% ../nbs/11_workflow.ipynb #c7021698
 _DIGITS = dict(zip("0123456789", "Zero One Two Three Four Five Six Seven Eight Nine".split(), strict=True))
-_SPECIAL = {c: rf"\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_SPECIAL = {c: rf"\{c}" for c in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+}
 
 
 def latex_escape(text: object) -> str:
@@ -193,7 +205,8 @@ def latex_number(value: Any, spec: str = "") -> str:
 
     Parameters
     ----------
-    value : int (thousands separated), float (three significant digits), bool (yes/no), str (escaped) or None/NaN (a dash).
+    value : int (thousands separated), float (three significant digits), bool (yes/no), str (escaped),
+        None or NaN (a dash).
     spec : a format specification that overrides this, such as ``".2f"``, ``"+.3f"`` or ``".1%"``.
     """
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
@@ -212,7 +225,7 @@ def latex_number(value: Any, spec: str = "") -> str:
     text = text.replace(",", "{,}").replace("%", r"\%").replace("inf", r"\infty")
     return rf"\ensuremath{{{text}}}" if text[0] in "+-" or "infty" in text else text
 
-# %% ../nbs/11_workflow.ipynb #4d36d01d
+# %% ../nbs/11_workflow.ipynb #5a828c23
 def latex_table(
     frame: pd.DataFrame,
     formats: Mapping[str, str] | None = None,
@@ -237,7 +250,9 @@ def latex_table(
     formats, heads, bold = formats or {}, heads or {}, bold or {}
     for name, given in (("formats", formats), ("heads", heads), ("bold", bold)):
         if not set(given) <= set(frame.columns):
-            raise ValueError(f"`{name}` must name columns of {list(frame.columns)}, got {sorted(set(given) - set(frame.columns))}")
+            raise ValueError(
+                f"`{name}` must name columns of {list(frame.columns)}, got {sorted(set(given) - set(frame.columns))}"
+            )
     columns = []
     for name in frame.columns:
         values = frame[name]
@@ -247,9 +262,15 @@ def latex_table(
             printed = _embolden(printed, values.to_numpy(float), bold[name])
         columns.append([heads.get(name, latex_escape(name)), *printed])
     head, *rows = [" & ".join(row) + r" \\" for row in zip(*columns, strict=True)]
-    lines = [line for i, row in enumerate(rows, 1) for line in ([row, r"\midrule"] if i in rules and i < len(rows) else [row])]
+    lines = [
+        line
+        for i, row in enumerate(rows, 1)
+        for line in ([row, r"\midrule"] if i in rules and i < len(rows) else [row])
+    ]
     sides = "".join("r" if pd.api.types.is_numeric_dtype(frame[name]) else "l" for name in frame.columns)
-    return "\n".join([rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""]
+    )
 
 
 def _embolden(printed: list[str], values: np.ndarray, best: str) -> list[str]:
@@ -261,14 +282,14 @@ def _embolden(printed: list[str], values: np.ndarray, best: str) -> list[str]:
     winner = printed[int(np.nanargmax(values) if best == "max" else np.nanargmin(values))]
     return [rf"\textbf{{{text}}}" if text == winner else text for text in printed]
 
-# %% ../nbs/11_workflow.ipynb #c6ade59d
+# %% ../nbs/11_workflow.ipynb #bc1e19bc
 def _need_shard(shard: int, shards: int) -> None:
     if shards < 1 or not 0 <= shard < shards:
         raise ValueError(f"`shard` must be one of 0 … shards - 1, got shard={shard}, shards={shards}")
 
 
 def shard_range(total: int, shard: int = 0, shards: int = 1) -> range:
-    """Indices of the `total` units that shard number `shard` of `shards` works on; the shards differ by at most one unit."""
+    """Which of `total` units shard number `shard` of `shards` works on; shards differ by at most one unit."""
     _need_shard(shard, shards)
     return range(shard, total, shards)
 
@@ -299,12 +320,14 @@ class Outputs:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise ValueError(f"`name` must be letters, digits, - and _, got {name!r}")
         if self.shards > 1 and kind != "results":
-            raise ValueError(f"`{kind}` must be written by the notebook that gathers the shards, got shard {self.shard} of {self.shards}")
+            raise ValueError(
+                f"`{kind}` must be written where the shards are gathered, got shard {self.shard} of {self.shards}"
+            )
         part = f".{self.shard}-of-{self.shards}" if self.shards > 1 else ""
         return self.out_dir / kind / f"{name}{part}.{ending}"
 
     def figure(self, figure: Any, name: str, dpi: int = 150) -> Path:
-        """Write a Matplotlib figure as ``figures/NAME.pdf`` (vector, fonts embedded) and ``.png`` (preview); returns the PDF's path."""
+        """Write a Matplotlib figure as ``figures/NAME.pdf`` and ``.png`` (a preview); returns the PDF's path."""
         from matplotlib import rc_context
 
         path = self._path("figures", name, "pdf")
@@ -315,7 +338,7 @@ class Outputs:
         return path
 
     def table(self, frame: pd.DataFrame, name: str, **options: Any) -> Path:
-        """Write a data frame as ``tables/NAME.tex`` and ``.csv``; `options` are those of `latex_table`. Returns the LaTeX path."""
+        """Write a frame as ``tables/NAME.tex`` and ``.csv``; `options` as in `latex_table`. Returns the LaTeX path."""
         path = self._path("tables", name, "tex")
         with replacing(path) as temporary:
             temporary.write_text(latex_table(frame, **options), encoding="utf-8")
@@ -324,9 +347,10 @@ class Outputs:
         return path
 
     def numbers(self, **values: Any) -> Path:
-        r"""Write values for the running text: ``numbers/NAME.tex`` has the macro ``\nameKey`` for each, ``.json`` the raw values.
+        r"""Write values for the running text: ``numbers/NAME.tex`` has a macro ``\nameKey`` for each.
 
-        A value is a number, a string or a pair (value, format), as for `latex_number`. Several calls add up. Returns the LaTeX path.
+        A value is a number, a string or a pair (value, format) as in `latex_number`. Several calls add up; ``.json``
+        has the values themselves. Returns the LaTeX path.
         """
         path = self._path("numbers", self.name, "tex")
         self._numbers |= {key: value if isinstance(value, tuple) else (value, "") for key, value in values.items()}
@@ -334,14 +358,19 @@ class Outputs:
         if len(macros) < len(self._numbers):
             raise ValueError(f"`values` must have names that differ as macros, got {', '.join(self._numbers)}")
         with replacing(path) as temporary:
-            temporary.write_text("".join(f"\\newcommand{{\\{name}}}{{{text}}}\n" for name, text in macros.items()), encoding="utf-8")
+            temporary.write_text(
+                "".join(f"\\newcommand{{\\{name}}}{{{text}}}\n" for name, text in macros.items()), encoding="utf-8"
+            )
         with replacing(path.with_suffix(".json")) as temporary:
-            raw = {key: value.item() if isinstance(value, np.generic) else value for key, (value, _) in self._numbers.items()}
+            raw = {
+                key: value.item() if isinstance(value, np.generic) else value
+                for key, (value, _) in self._numbers.items()
+            }
             temporary.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
         return path
 
     def results(self, frame: pd.DataFrame, name: str) -> Path:
-        """Write per-unit results as ``results/NAME.parquet`` (of a shard: ``NAME.SHARD-of-SHARDS.parquet``); returns the path."""
+        """Write per-unit results as ``results/NAME.parquet`` (a shard: ``NAME.0-of-2.parquet``); returns the path."""
         path = self._path("results", name, "parquet")
         with replacing(path) as temporary, _needing_pyarrow():
             frame.to_parquet(temporary, index=False)
@@ -355,7 +384,7 @@ def _needing_pyarrow() -> Iterator[None]:
     except ImportError as error:
         raise ImportError('results are Parquet files, which need pyarrow: pip install "cvi_nb[paper]"') from error
 
-# %% ../nbs/11_workflow.ipynb #003dcdc6
+# %% ../nbs/11_workflow.ipynb #cbdb7063
 def read_results(in_dir: str | Path, name: str) -> pd.DataFrame:
     """Results that notebooks have written with `Outputs.results`, all shards of them in the order of the shards.
 
@@ -378,13 +407,15 @@ def read_results(in_dir: str | Path, name: str) -> pd.DataFrame:
         raise FileNotFoundError(f"`name` must be results in {folder}, got {name!r}, of which there are none")
     shards = next(iter(found))[1]
     if sorted(found) != [(shard, shards) for shard in range(shards)]:
-        raise ValueError(f"`name` must be results that are complete and of one division, got {sorted(path.name for path in found.values())}")
+        raise ValueError(
+            f"`name` must be complete results of one division, got {sorted(path.name for path in found.values())}"
+        )
     with _needing_pyarrow():
         return pd.concat([pd.read_parquet(found[key]) for key in sorted(found)], ignore_index=True)
 
-# %% ../nbs/11_workflow.ipynb #77372f39
+# %% ../nbs/11_workflow.ipynb #e7505254
 def _imports(source: str, relative_to: str = "") -> set[str]:
-    """Modules of cvi_nb that a piece of Python imports, by name; of an exported module, `relative_to` is its package."""
+    """Modules of cvi_nb that a piece of Python imports; `relative_to` is the package of an exported module."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -408,7 +439,9 @@ def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
     package = Path(package)
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    plain = ["\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))) for source in code]
+    plain = [
+        "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))) for source in code
+    ]
     waiting = set().union(*(_imports(source) for source in plain))
     found: set[Path] = set()
     while waiting:
@@ -420,14 +453,14 @@ def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
                 waiting |= _imports(path.read_text(encoding="utf-8"), parent)
     return sorted(found)
 
-# %% ../nbs/11_workflow.ipynb #078060d8
+# %% ../nbs/11_workflow.ipynb #baa6c123
 _ENDINGS = {"figures": ("pdf", "png"), "tables": ("tex", "csv"), "numbers": ("tex", "json"), "results": ("parquet",)}
 _KEYS = ("notebook", "writes", "parameters", "needs", "shards", "threads", "memory_mb", "gpu")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one notebook: what it reads, what it is given and what it must write. Paths start at the project's root.
+    """One run of one notebook: what it reads, is given and must write. Paths start at the project's root.
 
     Attributes
     ----------
@@ -465,8 +498,8 @@ def plan(config: Mapping[str, Any], profile: str, root: str | Path = ".") -> lis
 
     Raises
     ------
-    ValueError : an entry is unknown to ``notebooks.yaml``, has an unknown key or parameter, needs an entry that does not
-        come before it, or writes a file that another one writes.
+    ValueError : an entry is unknown to ``notebooks.yaml``, has an unknown key or parameter, needs an entry that
+        does not come before it, or writes a file that another one writes.
     """
     jobs: dict[str, list[Job]] = {}
     for entry, settings in config.get("notebooks", {}).items():
@@ -477,24 +510,34 @@ def plan(config: Mapping[str, Any], profile: str, root: str | Path = ".") -> lis
     for job in planned:
         for path in job.writes:
             if owner.setdefault(path, job.name) != job.name:
-                raise ValueError(f"`writes` must be files of one entry only, got {path} in {owner[path]} and {job.name}")
+                raise ValueError(
+                    f"`writes` must be files of one entry only, got {path} in {owner[path]} and {job.name}"
+                )
     return planned
 
 
 def _check_entry(entry: str, settings: Any, before: Mapping[str, Any]) -> None:
     """Refuse an entry of the configuration that cannot be meant."""
     if not isinstance(settings, dict) or not settings.get("writes"):
-        raise ValueError(f"`{entry}` must say in notebooks.yaml what it `writes`, got {settings!r} (a misspelt entry in a profile?)")
+        raise ValueError(
+            f"`{entry}` must say in notebooks.yaml what it `writes`, got {settings!r} (a misspelt entry in a profile?)"
+        )
     for given, known, what in ((settings, _KEYS, "key"), (settings["writes"], _ENDINGS, "kind of file")):
         if unknown := set(given) - set(known):
-            raise ValueError(f"`{entry}` must have as {what} one of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"`{entry}` must have as {what} one of {', '.join(known)}, got {', '.join(sorted(unknown))}"
+            )
     if missing := [name for name in settings.get("needs", []) if name not in before]:
         raise ValueError(f"`needs` of {entry} must be entries that come before it, got {', '.join(missing)}")
     if settings.get("shards", 1) > 1 and set(settings["writes"]) != {"results"}:
-        raise ValueError(f"`writes` of {entry} must be results only, since it has shards, got {', '.join(settings['writes'])}")
+        raise ValueError(
+            f"`writes` of {entry} must be results only, since it has shards, got {', '.join(settings['writes'])}"
+        )
 
 
-def _jobs_of(entry: str, settings: dict[str, Any], profile: str, root: Path, before: Mapping[str, list[Job]]) -> list[Job]:
+def _jobs_of(
+    entry: str, settings: dict[str, Any], profile: str, root: Path, before: Mapping[str, list[Job]]
+) -> list[Job]:
     """The jobs of one entry: one, or as many as it has shards."""
     notebook = f"nbs/paper/{settings.get('notebook', entry)}.ipynb"
     if not (root / notebook).exists():
@@ -503,7 +546,12 @@ def _jobs_of(entry: str, settings: dict[str, Any], profile: str, root: Path, bef
     parameters = dict(settings.get("parameters") or {})
     parameters |= {"profile": profile} if "profile" in known else {}
     parameters |= {"in_dir": build_dir(profile)} if settings.get("needs") else {}
-    earlier = [f"{build_dir(profile)}/{path}" for need in settings.get("needs", []) for job in before[need] for path in job.writes]
+    earlier = [
+        f"{build_dir(profile)}/{path}"
+        for need in settings.get("needs", [])
+        for job in before[need]
+        for path in job.writes
+    ]
     modules = [path.relative_to(root).as_posix() for path in modules_of(root / notebook, root / "cvi_nb")]
     machine = {key: settings[key] for key in ("threads", "memory_mb", "gpu") if key in settings}
     shards, jobs = settings.get("shards", 1), []
@@ -511,25 +559,32 @@ def _jobs_of(entry: str, settings: dict[str, Any], profile: str, root: Path, bef
         part = f".{shard}-of-{shards}" if shards > 1 else ""
         given = parameters | ({"shard": shard, "shards": shards} if "shards" in settings else {})
         compare_parameters(given, known, notebook)
-        writes = [f"{kind}/{name}{part}.{end}" for kind, names in settings["writes"].items() for name in names for end in _ENDINGS[kind]]
+        writes = [
+            f"{kind}/{name}{part}.{end}"
+            for kind, names in settings["writes"].items()
+            for name in names
+            for end in _ENDINGS[kind]
+        ]
         jobs.append(Job(f"{entry}{part}", notebook, given, (notebook, *modules, *earlier), tuple(writes), **machine))
     return jobs
 
-# %% ../nbs/11_workflow.ipynb #0488aa1f
+# %% ../nbs/11_workflow.ipynb #28f6e8c9
 class NotebookError(RuntimeError):
     """A notebook did not run to its end, or did not write what it owes."""
 
 
 def provenance(root: str | Path) -> dict[str, Any]:
-    """What a result depends on besides its notebook and parameters: versions, commit (if it is a git checkout), machine."""
+    """What a result depends on besides notebook and parameters: versions, commit (of a git checkout), machine."""
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = None
     if (Path(root) / ".git").exists() and shutil.which("git"):
         import subprocess
 
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
-    names = ("cvi_nb", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "captum")
-    versions = {name: metadata.version(name) for name in names if util.find_spec({"scikit-learn": "sklearn"}.get(name, name))}
+    versions = {}
+    for name in ("cvi_nb", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "captum"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return {
         "commit": commit,
         "python": platform.python_version(),
@@ -552,7 +607,9 @@ def _locked(path: Path, wait: bool) -> Iterator[int]:
         except BlockingIOError:
             file.seek(0)
             if not wait:
-                raise BlockingIOError(f"another run is at work here ({file.read().strip()}); wait for it or stop it") from None
+                raise BlockingIOError(
+                    f"another run is at work here ({file.read().strip()}); wait for it or stop it"
+                ) from None
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -573,7 +630,7 @@ def run_notebook(
     Parameters
     ----------
     notebook : the ``.ipynb`` file, with a cell tagged ``parameters`` that has ``out_dir``.
-    out_dir : folder for its figures, tables, numbers, results, and for the executed notebook (``notebooks/NAME.ipynb``).
+    out_dir : folder for its figures, tables, numbers, results, and the executed notebook (``notebooks/NAME.ipynb``).
     parameters : values that differ from the notebook's own.
     name : name of the executed notebook; by default that of `notebook`.
     writes : files it must write, relative to `out_dir`; by default whatever it writes is fine.
@@ -600,13 +657,16 @@ def run_notebook(
         executed.parent.mkdir()
         _execute(notebook, executed, given | {"out_dir": str(staging)}, out_dir / "failed" / f"{name}.ipynb", progress)
         record = provenance(project_root(notebook.parent)) | {"notebook": notebook.name, "parameters": given}
-        record |= {"started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)), "seconds": round(time.time() - started, 2)}
+        record |= {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "seconds": round(time.time() - started, 2),
+        }
         executed.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         _publish(staging, out_dir, writes, executed)
         (out_dir / "failed" / f"{name}.ipynb").unlink(missing_ok=True)
     return out_dir / "notebooks" / f"{name}.ipynb"
 
-# %% ../nbs/11_workflow.ipynb #0490763b
+# %% ../nbs/11_workflow.ipynb #8749fadb
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed: Path, progress: bool) -> None:
     """papermill, with the error it met in a few lines and the partial notebook kept at `failed`."""
     try:
@@ -618,7 +678,14 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed:
     bar = {"desc": executed.stem, "mininterval": 5.0, "disable": not progress}
     try:
         papermill.execute_notebook(
-            notebook, executed, parameters, kernel_name="python3", cwd=str(project_root(notebook.parent)), progress_bar=bar, start_timeout=300
+            notebook,
+            executed,
+            parameters,
+            kernel_name="python3",
+            cwd=str(project_root(notebook.parent)),
+            progress_bar=bar,
+            start_timeout=300,
+            extra_arguments=["--log-level=ERROR"],
         )
     except Exception as error:  # whatever goes wrong in a kernel: the caller gets one kind of error
         if executed.exists():
@@ -635,25 +702,28 @@ def _publish(staging: Path, out_dir: Path, writes: Sequence[str] | None, execute
     names = {path.relative_to(staging).as_posix() for path in made}
     if writes is not None and names != set(writes):
         lacking, extra = sorted(set(writes) - names), sorted(names - set(writes))
-        raise NotebookError(f"`writes` of {executed.stem} must be what it writes, lacking {lacking}, not announced {extra}")
+        raise NotebookError(
+            f"`writes` of {executed.stem} must be what it writes, lacking {lacking}, not announced {extra}"
+        )
     for path in (*made, executed.with_suffix(".json"), executed):
         place = out_dir / path.relative_to(staging)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
     shutil.rmtree(staging)
 
-# %% ../nbs/11_workflow.ipynb #41fcd042
-def latex_preamble(profile: str, numbers: Sequence[str | Path], output: str | Path) -> Path:
-    """Write the macros of all `numbers` files, and ``giturl``, ``gitbranch``, ``packageversion``, ``builtprofile``, into one file."""
+# %% ../nbs/11_workflow.ipynb #e902215f
+def latex_preamble(numbers: Sequence[str | Path], output: str | Path) -> Path:
+    r"""Write the macros of all `numbers` files, and ``\giturl``, ``\gitbranch``, ``\packageversion``, into one file."""
     settings = _settings(project_root())
     known = {"giturl": "git_url", "gitbranch": "branch", "packageversion": "version"}
     lines = [f"\\newcommand{{\\{macro}}}{{{settings[key]}}}\n" for macro, key in known.items()]
-    lines.append(f"\\newcommand{{\\builtprofile}}{{{latex_escape(profile)}}}\n")
     with replacing(output) as temporary:
-        temporary.write_text("".join(lines + [Path(path).read_text(encoding="utf-8") for path in numbers]), encoding="utf-8")
+        temporary.write_text(
+            "".join(lines + [Path(path).read_text(encoding="utf-8") for path in numbers]), encoding="utf-8"
+        )
     return Path(output)
 
-# %% ../nbs/11_workflow.ipynb #1cbc6a36
+# %% ../nbs/11_workflow.ipynb #508d4015
 def _prune(out_dir: Path, jobs: Sequence[Job]) -> None:
     """Remove results that no job writes."""
     expected = {path for job in jobs for path in job.writes}
@@ -683,7 +753,9 @@ def load_config(profile: str, root: str | Path) -> dict[str, Any]:
             return base | {key: laid_over(base[key], value) if key in base else value for key, value in over.items()}
         return over
 
-    base, over = (yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {} for name in ("notebooks", profile))
+    base, over = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) or {} for name in ("notebooks", profile)
+    )
     return laid_over(base, over)
 
 
@@ -707,13 +779,32 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
         _prune(root / build_dir(profile), jobs)
         os.set_inheritable(lock, True)  # Snakemake holds it as long as it lives
         os.chdir(root)
-        command = [sys.executable, "-m", "snakemake", "--snakefile", "paper/Snakefile", "--config", f"profile={profile}"]
-        command += ["--cores", "all", "--resources", "gpu=1", "--rerun-incomplete", "--nolock", "--keep-going", "--quiet", "host", "reason"]
+        command = [
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--snakefile",
+            "paper/Snakefile",
+            "--config",
+            f"profile={profile}",
+        ]
+        command += [
+            "--cores",
+            "all",
+            "--resources",
+            "gpu=1",
+            "--rerun-incomplete",
+            "--nolock",
+            "--keep-going",
+            "--quiet",
+            "host",
+            "reason",
+        ]
         os.execv(sys.executable, [*command, *arguments, "--", target])
 
-# %% ../nbs/11_workflow.ipynb #e0866362
+# %% ../nbs/11_workflow.ipynb #dce953cd
 def render_readme(notebook: str | Path, output: str | Path) -> Path:
-    """Markdown of a notebook, without the cells that begin with ``#| hide``; links are turned from its folder to the project's root.
+    """Markdown of a notebook, without the cells that begin with ``#| hide``; its links to ``../x`` become ``x``.
 
     Raises
     ------
@@ -749,7 +840,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: ``build``, ``run`` and ``readme``."""
+    """Command line: ``build``, ``run``, ``preamble`` and ``readme``."""
     from argparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m cvi_nb.workflow", description="Build the paper from its notebooks.")
@@ -761,6 +852,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = commands.add_parser("run", help="one job of a profile")
     run.add_argument("--profile", default="quick")
     run.add_argument("--job", required=True)
+    preamble = commands.add_parser("preamble", help="numbers.tex of a profile")
+    preamble.add_argument("--profile", default="quick")
     readme = commands.add_parser("readme", help="README.md from nbs/index.ipynb")
     readme.add_argument("output", nargs="?", default="README.md")
     given = parser.parse_args(arguments)
@@ -776,13 +869,19 @@ def _command(given: Any) -> None:
         build_paper(given.profile, given.target, given.arguments)
     elif given.command == "readme":
         render_readme(root / "nbs" / "index.ipynb", given.output)
+        return
+    jobs = {job.name: job for job in plan(load_config(given.profile, root), given.profile, root)}
+    out_dir = root / build_dir(given.profile)
+    if given.command == "preamble":
+        written = [path for job in jobs.values() for path in job.writes if path.startswith("numbers/")]
+        macros = [out_dir / path for path in written if path.endswith(".tex")]
+        latex_preamble(macros, out_dir / "numbers.tex")
     else:
         _end_with_parent()
-        jobs = {job.name: job for job in plan(load_config(given.profile, root), given.profile, root)}
         if given.job not in jobs:
             raise ValueError(f"`job` must be one of {', '.join(jobs)}, got {given.job!r}")
         job = jobs[given.job]
-        run_notebook(root / job.notebook, root / build_dir(given.profile), job.parameters, job.name, job.writes)
+        run_notebook(root / job.notebook, out_dir, job.parameters, job.name, job.writes)
 
 # %% ../nbs/11_workflow.ipynb #27f6036a
 if __name__ == "__main__" and Path(sys.argv[0]).name == "workflow.py":  # a notebook, too, is named "__main__"
