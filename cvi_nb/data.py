@@ -32,9 +32,9 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['check_images', 'check_labels', 'atomic_path', 'cache_dir', 'ImageSet', 'load_image', 'imagenet_classes',
-           'load_photos', 'load_digits']
+           'load_photos', 'load_digits', 'load_folder', 'from_dataset', 'load_torchvision']
 
-# %% ../nbs/00_data.ipynb #10c8135e
+# %% ../nbs/00_data.ipynb #195f3e69
 def check_images(images: Any, name: str = "images", channels: int | None = None, allow_empty: bool = False) -> Tensor:
     """Return `images` if it is a batch of images, else say what is wrong with it.
 
@@ -73,7 +73,8 @@ def check_images(images: Any, name: str = "images", channels: int | None = None,
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"`{name}` must be finite, got {int((~images.isfinite()).sum())} NaN or infinite values")
     if low < 0 or high > 1:
-        raise ValueError(f"`{name}` must lie in [0, 1] (normalisation belongs to the model), got [{low:.9g}, {high:.9g}]")
+        found = f"values from {low:.9g} to {high:.9g}"
+        raise ValueError(f"`{name}` must lie in [0, 1] (normalisation belongs to the model), got {found}")
     return images
 
 # %% ../nbs/00_data.ipynb #e2efcd76
@@ -156,7 +157,7 @@ def cache_dir() -> Path:
     # The XDG specification wants relative paths ignored.
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "cvi_nb"
 
-# %% ../nbs/00_data.ipynb #152a069b
+# %% ../nbs/00_data.ipynb #23065b0a
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Images with names, labels, sources, licences and a split.
@@ -206,7 +207,8 @@ class ImageSet:
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self.images.shape[1:]))
-        return f"ImageSet({len(self)} images of {shape}, {len(set(self.groups))} groups, split {sorted(set(self.split))})"
+        splits = "/".join(sorted(set(self.split)))
+        return f"ImageSet({len(self)} images of {shape}, {len(set(self.groups))} groups, {splits})"
 
     def __iter__(self) -> Iterator[ImageSet]:
         return (self[i] for i in range(len(self)))
@@ -225,8 +227,8 @@ class ImageSet:
         if self.images.shape[1:] != other.images.shape[1:] or self.classes != other.classes:
             raise ValueError(f"joined sets must agree in image shape and classes, got {self!r} and {other!r}")
         joined: dict[str, Any] = {field: getattr(self, field) + getattr(other, field) for field in _PER_IMAGE[2:]}
-        pairs = {field: torch.cat([getattr(self, field), getattr(other, field)]) for field in _PER_IMAGE[:2]}
-        return replace(self, **pairs, **joined)
+        images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
+        return replace(self, images=images, labels=labels, **joined)
 
     def subset(self, split: str) -> ImageSet:
         """The images of one split, "development" or "report"."""
@@ -251,7 +253,7 @@ class ImageSet:
             "split": self.split, "source": self.sources, "licence": self.licences,
         })
 
-    def plot(self, columns: int = 8, limit: int = 40, ax: Any = None) -> Any:
+    def plot(self, columns: int = 8, limit: int = 40) -> Any:
         """Draw the first `limit` images with their names and classes; returns the matplotlib figure."""
         from cvi_nb.plot import show_images
 
@@ -317,7 +319,7 @@ def _data_uri(image: Tensor, side: int) -> str:
     picture.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
-# %% ../nbs/00_data.ipynb #dab37f0d
+# %% ../nbs/00_data.ipynb #dec9f65b
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N"}  # Pillow's modes for 16-bit grey
 
 
@@ -349,9 +351,10 @@ def _scaled(picture: Image.Image) -> np.ndarray:
     if picture.mode in _DEEP or (picture.mode == "I" and picture.format == "PNG"):
         return np.asarray(picture).astype(np.float32)[..., None] / 65535
     if picture.mode in ("I", "F"):
-        values = np.asarray(picture).astype(np.float32)[..., None]
+        values = np.asarray(picture, dtype=np.float32)[..., None]
         if picture.mode == "I" or not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= 1):
-            raise ValueError(f"32-bit values of unknown scale ({values.min():g} to {values.max():g}); floats in [0, 1] wanted")
+            found = f"{values.min():g} to {values.max():g}"
+            raise ValueError(f"32-bit values of unknown scale ({found}); wanted floats in [0, 1]")
         return values
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         return _on_white(np.asarray(picture.convert("RGBA")).astype(np.float32) / 255)
@@ -389,7 +392,7 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return values
 
 
-def _resampled(values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+def _resampled(values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
     """Resample the box (left, top, right, bottom) of (H, W, C) to (h, w, C), antialiased bicubic, clamped to [0, 1]."""
     planes = [
         np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
@@ -410,17 +413,19 @@ def _fitted(values: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 def _with_channels(values: np.ndarray, channels: int) -> Tensor:
     """(H, W, 1 or 3) to a tensor (channels, H, W); colour becomes grey by Rec. 601 luma."""
     if channels == 1 and values.shape[2] == 3:
-        values = values @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+        values = values @ np.float32([[0.299], [0.587], [0.114]])
     pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, 2, 0))).float().clamp(0, 1)
     return pixels.expand(channels, -1, -1).contiguous()
 
 
 def _check_size(size: Any, optional: bool = True) -> Any:
-    sides = (size,) if isinstance(size, int) else size
-    good = isinstance(sides, tuple | list) and all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in sides)
-    if not (optional and size is None) and not (good and (isinstance(size, int) or len(sides) == 2)):
-        raise ValueError(f"`size` must be a positive int or a pair (height, width){', or None' * optional}, got {size!r}")
-    return tuple(size) if isinstance(size, list) else size
+    if size is None and optional:
+        return None
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or any(type(s) is not int or s < 1 for s in sides):
+        also = ", or None" if optional else ""
+        raise ValueError(f"`size` must be a positive int or a pair (height, width){also}, got {size!r}")
+    return size if isinstance(size, int) else tuple(size)
 
 # %% ../nbs/00_data.ipynb #6ce956f0
 def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None, channels: int = 3) -> Tensor:
@@ -454,7 +459,7 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     values = _decode(path)
     return _with_channels(values if size is None else _fitted(values, size), channels)[None]
 
-# %% ../nbs/00_data.ipynb #5140e11f
+# %% ../nbs/00_data.ipynb #0f4efc47
 class _Photo(NamedTuple):
     name: str
     package: str  # as pip calls it
@@ -473,14 +478,14 @@ _EMBEDDED = (
            "none stated: Middlebury Stereo 2014, cite Scharstein et al., GCPR 2014"),
     _Photo("china", "scikit-learn", "sklearn/datasets/images/china.jpg", 698, "CC BY 2.0 (danielbuechele, Flickr)"),
     _Photo("flower", "scikit-learn", "sklearn/datasets/images/flower.jpg", 985, "CC BY 2.0 (vultilion, Flickr)"),
-    _Photo("grace_hopper", "matplotlib", "matplotlib/mpl-data/sample_data/grace_hopper.jpg", 400,
+    _Photo("grace_hopper", "matplotlib", "matplotlib/mpl-data/sample_data/grace_hopper.jpg", 652,
            "public domain (US Navy, from Wikimedia Commons)"),
 )
 _UNLABELLED = (_Photo("astronaut", "scikit-image", "skimage/data/astronaut.png", -1, "public domain (NASA)"),)
 _IMAGENET_LABELS = (243, 559, 438, 990, 949, 853, 609, 609, 915, 455, 541, 630, 741, 471, 129, 99, 251, 22, 317, 305)
 _IMAGENET = tuple(
     _Photo(f"imagenet_{i:02d}", "foolbox", f"foolbox/data/imagenet_{i:02d}_{label}.jpg", label,
-           "ImageNet terms of access: non-commercial research and education only", _SPLITS[i % 2])
+           "none stated for the photo; it ships in the MIT-licensed foolbox", _SPLITS[i % 2])
     for i, label in enumerate(_IMAGENET_LABELS)
 )
 
@@ -504,7 +509,7 @@ def _packaged(package: str, file: str) -> Path:
         raise FileNotFoundError(f"{path}: this version of {package} does not ship {rest}")
     return path
 
-# %% ../nbs/00_data.ipynb #f2ca74d4
+# %% ../nbs/00_data.ipynb #3d8bd7be
 def load_photos(
     split: str | None = None, collection: str = "embedded", size: int = 224, views: int = 1, unlabelled: bool = False
 ) -> ImageSet:
@@ -513,11 +518,11 @@ def load_photos(
     Parameters
     ----------
     split : {"development", "report"}, optional
-        One part of the fixed split; None gives all. Of the ImageNet photos the ten even-numbered are for development and
+        One part of the fixed split; None gives all. Of foolbox's photos the ten even-numbered are for development and
         the ten odd-numbered for the report; all embedded photos are for the report.
     collection : {"embedded", "imagenet", "all"}
-        "embedded": eight photos from scikit-image, scikit-learn and matplotlib. "imagenet": twenty photos of the ImageNet
-        validation set from foolbox (for non-commercial research). "all": both.
+        "embedded": eight photos from scikit-image, scikit-learn and matplotlib. "imagenet": foolbox's twenty photos of
+        ImageNet classes, with the labels of their file names. "all": both.
     size : int
         Height and width.
     views : int
@@ -624,3 +629,221 @@ def load_digits(split: str | None = None) -> ImageSet:
         classes=tuple("0123456789"),
     )
     return digits if split is None else digits.subset(split)
+
+# %% ../nbs/00_data.ipynb #a3b9c921
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+def load_folder(
+    path: str | os.PathLike[str],
+    size: int | tuple[int, int] | None = 224,
+    channels: int = 3,
+    classes: Sequence[str] | None = None,
+    split: str = "report",
+    skip_bad: bool = False,
+    progress: bool = True,
+) -> ImageSet:
+    """Read a folder of images, sorted by name; sub-folders are classes.
+
+    Parameters
+    ----------
+    path : path
+        Either image files (then labels are −1) or one folder of image files per class. Hidden files and files with
+        other suffixes than those of PNG, JPEG, WebP, BMP, TIFF and GIF are passed over.
+    size, channels
+        As in `load_image`. With size None all images must have one size.
+    classes : sequence of str, optional
+        The class names in the order of the labels, a superset of the sub-folders' names; by default these, sorted.
+    split : {"development", "report"}
+        What the images are for.
+    skip_bad : bool
+        Warn about unreadable files and go on, instead of raising at the first.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    ImageSet
+        Names are paths relative to the folder.
+
+    Raises
+    ------
+    NotADirectoryError, ValueError
+        No folder; no images in it; images both in it and in its sub-folders; an unknown class; a bad file.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise NotADirectoryError(f"`path` must be a folder of images, got {root}")
+    _check_split(split)
+    files = _image_files(root)
+    folders = sorted({file.parent.name for file in files if file.parent != root})
+    if folders and any(file.parent == root for file in files):
+        raise ValueError(f"{root} holds images both directly and in sub-folders ({folders[0]}, …): are there classes?")
+    known = tuple(classes) if classes is not None else tuple(folders) or None
+    if unknown := set(folders) - set(known or ()):
+        raise ValueError(f"`classes` must hold every sub-folder's name, but lacks {sorted(unknown)[:5]}")
+    images, kept, bad = [], [], []
+    for file in tqdm(files, desc=f"reading {root.name}", unit="image", disable=not progress):
+        try:
+            images.append(load_image(file, size, channels)[0])
+            kept.append(file)
+        except (ValueError, OSError) as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+    if bad:
+        warnings.warn(f"{len(bad)} unreadable file(s) skipped:\n" + "\n".join(bad), stacklevel=2)
+    names = [file.relative_to(root).as_posix() for file in kept]
+    return ImageSet(
+        images=_stacked(images, names),
+        labels=torch.tensor([known.index(file.parent.name) if folders and known else -1 for file in kept]),
+        names=tuple(names),
+        sources=tuple(map(str, kept)),
+        licences=("not stated",) * len(kept),
+        split=(split,) * len(kept),
+        classes=known,
+    )
+
+
+def _image_files(root: Path) -> list[Path]:
+    """Image files of a folder and of its sub-folders, one level deep, sorted by path."""
+    paths = [*root.glob("*"), *root.glob("*/*")]
+    visible = (p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    files = sorted((p for p in visible if p.suffix.lower() in _SUFFIXES and p.is_file()), key=Path.as_posix)
+    if not files:
+        raise ValueError(f"{root} holds no image files ({', '.join(sorted(_SUFFIXES))})")
+    return files
+
+
+def _stacked(images: list[Tensor], names: Sequence[str]) -> Tensor:
+    """Images (C, H, W) as one batch; an error names the first whose shape differs."""
+    if not images:
+        raise ValueError("no image could be read")
+    for image, name in zip(images, names, strict=True):
+        if image.shape != images[0].shape:
+            shapes = f"{tuple(images[0].shape)} ({names[0]}) and {tuple(image.shape)} ({name})"
+            raise ValueError(f"images must have one shape, got {shapes}: give `size`")
+    return torch.stack(images)
+
+# %% ../nbs/00_data.ipynb #06baf12a
+def from_dataset(
+    dataset: Any,
+    size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    split: str = "report",
+    seed: int = 0,
+    progress: bool = True,
+) -> ImageSet:
+    """Turn a map-style data set of (image, label) pairs into an ImageSet.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+        Items are a Pillow image, or a tensor (C, H, W) of uint8 or of floats in [0, 1], and an integer label.
+    size : int or (height, width), optional
+        As in `load_image`; without it all images must have one size.
+    limit : int, optional
+        Take this many images, drawn without replacement by `seed` and kept in the data set's order.
+    split : {"development", "report"}
+        What the images are for.
+    seed : int
+        Of the draw.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Items of another kind, images of different sizes without `size`, a bad argument.
+    """
+    _check_split(split)
+    size = _check_size(size)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"`limit` must be a positive int or None, got {limit!r}")
+    chosen: Sequence[int] = range(len(dataset))
+    if limit is not None and limit < len(dataset):
+        uniform = random.Random(seed).random
+        keys = [uniform() for _ in chosen]
+        chosen = sorted(sorted(chosen, key=keys.__getitem__)[:limit])
+    title = type(dataset).__name__
+    names, pixels, labels = [], [], []
+    for i in tqdm(chosen, desc=f"reading {title}", unit="image", disable=not progress):
+        image, label = dataset[i][:2]
+        values = _item_values(image, f"{title}[{i}]")
+        names.append(f"{title}/{i:05d}")
+        pixels.append(values if size is None else _fitted(values, size))
+        labels.append(int(label))
+    channels = max((values.shape[2] for values in pixels), default=3)
+    classes = getattr(dataset, "classes", None)
+    return ImageSet(
+        images=_stacked([_with_channels(values, channels) for values in pixels], names),
+        labels=torch.tensor(labels),
+        names=tuple(names),
+        sources=(f"{type(dataset).__module__}.{title}",) * len(names),
+        licences=("see the data set's own terms",) * len(names),
+        split=(split,) * len(names),
+        classes=tuple(map(str, classes)) if classes else None,
+    )
+
+
+def _item_values(image: Any, name: str) -> np.ndarray:
+    """A data set's image as (H, W, C) float32 in [0, 1]."""
+    if isinstance(image, Image.Image):
+        return _scaled(image)
+    if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] in (1, 3):
+        scaled = image.float() / 255 if image.dtype == torch.uint8 else image
+        return check_images(scaled[None], name)[0].float().permute(1, 2, 0).numpy()
+    kind = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+    raise TypeError(f"{name} must be a Pillow image or a tensor (1 or 3, H, W), got {kind}")
+
+
+def load_torchvision(
+    name: str,
+    split: str = "report",
+    root: str | os.PathLike[str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    download: bool = True,
+    progress: bool = True,
+) -> ImageSet:
+    """Load a classification data set of torchvision by name, downloading it if need be.
+
+    Parameters
+    ----------
+    name : str
+        The class in `torchvision.datasets`, such as "MNIST", "FashionMNIST", "CIFAR10", "SVHN" or "Imagenette".
+    split : {"development", "report"}
+        Its training part or its test part (its validation part where it has no test part).
+    root : path, optional
+        Where the files lie; default: "torchvision" in `cache_dir()`.
+    size, limit, seed, progress
+        As in `from_dataset`.
+    download : bool
+        Whether files may be fetched.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or a data set without a training and a test part.
+    """
+    import torchvision.datasets as datasets
+
+    kind = getattr(datasets, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
+        raise ValueError(f'`name` must be a data set of torchvision such as "MNIST" or "CIFAR10", got {name!r}')
+    _check_split(split)
+    parameters = inspect.signature(kind).parameters
+    part: dict[str, Any]
+    if "train" in parameters:
+        part = {"train": split == "development"}
+    elif "split" in parameters:
+        held_out = "val" if name in ("Imagenette", "ImageNet", "Places365") else "test"
+        part = {"split": "train" if split == "development" else held_out}
+    else:
+        raise ValueError(f"{name} has no training and test part: build it yourself and use `from_dataset`")
+    if "download" in parameters:
+        part["download"] = download
+    folder = Path(root) if root is not None else cache_dir() / "torchvision"
+    folder.mkdir(parents=True, exist_ok=True)
+    return from_dataset(kind(str(folder), **part), size, limit, split, seed, progress)
