@@ -319,7 +319,7 @@ def _data_uri(image: Tensor, side: int) -> str:
     picture.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
-# %% ../nbs/00_data.ipynb #dec9f65b
+# %% ../nbs/00_data.ipynb #731ec3aa
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N"}  # Pillow's modes for 16-bit grey
 
 
@@ -351,7 +351,7 @@ def _scaled(picture: Image.Image) -> np.ndarray:
     if picture.mode in _DEEP or (picture.mode == "I" and picture.format == "PNG"):
         return np.asarray(picture).astype(np.float32)[..., None] / 65535
     if picture.mode in ("I", "F"):
-        values = np.asarray(picture, dtype=np.float32)[..., None]
+        values: np.ndarray = np.array(picture, dtype=np.float32)[..., None]
         if picture.mode == "I" or not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= 1):
             found = f"{values.min():g} to {values.max():g}"
             raise ValueError(f"32-bit values of unknown scale ({found}); wanted floats in [0, 1]")
@@ -369,16 +369,16 @@ def _on_white(values: np.ndarray) -> np.ndarray:
 
 
 def _deep_colour_png(path: Path) -> np.ndarray | None:
-    """A PNG with 16 bits per colour channel, of which Pillow would keep 8; None for any other PNG."""
+    """A PNG with several channels of 16 bits, of which Pillow would keep 8; None for any other PNG."""
     with open(path, "rb") as file:
         header = file.read(26)
-    if header[24:26] not in (b"\x10\x02", b"\x10\x06"):  # bit depth 16, RGB or RGBA
+    if header[24:26] not in (b"\x10\x02", b"\x10\x04", b"\x10\x06"):  # bit depth 16; RGB, grey with alpha, RGBA
         return None
     from torchvision.io import ImageReadMode, decode_image, read_file
 
     pixels = decode_image(read_file(str(path)), mode=ImageReadMode.UNCHANGED)
     values = pixels.permute(1, 2, 0).numpy().astype(np.float32) / 65535
-    return _on_white(values) if values.shape[2] == 4 else values
+    return _on_white(values) if values.shape[2] in (2, 4) else values
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
@@ -394,6 +394,9 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 def _resampled(values: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
     """Resample the box (left, top, right, bottom) of (H, W, C) to (h, w, C), antialiased bicubic, clamped to [0, 1]."""
+    h, w = values.shape[:2]
+    left, top, right, bottom = box
+    box = (max(left, 0.0), max(top, 0.0), min(right, float(w)), min(bottom, float(h)))  # rounding may leave the image
     planes = [
         np.asarray(Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
         for plane in np.ascontiguousarray(np.moveaxis(values, 2, 0))
@@ -410,10 +413,13 @@ def _fitted(values: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return _resampled(values, (height, width), (left, top, left + width * scale, top + height * scale))
 
 
+_LUMA = np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+
+
 def _with_channels(values: np.ndarray, channels: int) -> Tensor:
     """(H, W, 1 or 3) to a tensor (channels, H, W); colour becomes grey by Rec. 601 luma."""
     if channels == 1 and values.shape[2] == 3:
-        values = values @ np.float32([[0.299], [0.587], [0.114]])
+        values = values @ _LUMA
     pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, 2, 0))).float().clamp(0, 1)
     return pixels.expand(channels, -1, -1).contiguous()
 

@@ -26,11 +26,11 @@ from matplotlib.transforms import ScaledTranslation
 __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'STYLE', 'style', 'show_images', 'heat_limit', 'overlay', 'outlines', 'heat_grid',
            'curves', 'bars_with_intervals', 'save_figure']
 
-# %% ../nbs/08_plot.ipynb #f30c124a
+# %% ../nbs/08_plot.ipynb #066b4ab6
 COLUMN, PAGE = 3.3, 6.9  # widths in inches: one column, both columns
 COLOURS = {
     "blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "purple": "#CC79A7",
-    "sky": "#56B4E9", "orange": "#E69F00", "black": "#000000", "grey": "#7F7F7F",
+    "sky": "#56B4E9", "orange": "#E69F00", "black": "#000000", "grey": "#595959",
 }
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 STYLE: dict[str, Any] = {
