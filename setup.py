@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
@@ -21,6 +21,14 @@ extras["all"] = sorted({requirement for group in extras.values() for requirement
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 readme = here / "README.md"
 
+# Optional: where it cannot be built, the installation goes on and mean shift runs in PyTorch alone.
+mean_shift = Extension(
+    "cvi_nb.clustering._mean_shift",
+    sources=["cvi_nb/clustering/_mean_shift.c"],
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"],
+    optional=True,
+)
+
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -34,6 +42,7 @@ setup(
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     package_data={settings["lib_path"]: ["py.typed", "*.mplstyle", "*.json"]},
+    ext_modules=[mean_shift],
     python_requires=f">={settings['min_python']}",
     install_requires=listed(""),
     extras_require=extras,

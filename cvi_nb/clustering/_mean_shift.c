@@ -1,0 +1,245 @@
+/* Written by nbs/02_clustering/02_compiled.ipynb, which explains it. */
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+#define LANES 8
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef float vf_loose __attribute__((vector_size(4 * LANES), aligned(4)));
+
+INLINE vf where(vi mask, vf v) { return (vf)((vi)v & mask); }
+
+INLINE float total(vf v) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+}
+
+/* exp(x) for -80 <= x <= 0 */
+INLINE vf exponential(vf x) {
+    vf shifted = x * 1.44269504f + 12582912.0f;
+    vf n = shifted - 12582912.0f;
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vi bits = (vi)shifted << 23; /* the low mantissa bits of `shifted` are n */
+    return (vf)((vi)p + bits);
+}
+
+struct image {
+    const float *planes; /* (channels, height, stride), range coordinates over their bandwidth */
+    int channels, height, width, stride;
+    float radius, reach, tolerance;
+    int ball, normal, max_iterations;
+};
+
+INLINE int climb(const struct image *im, const int channels, const int ball, const int normal, float *point, float *moved) {
+    const float radius2 = im->radius * im->radius, reach2 = im->reach * im->reach;
+    const float limit = radius2 * reach2, edge = im->radius * im->reach;
+    const float scale = 1.0f / radius2;
+    vf lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    int iteration = 0;
+    while (iteration < im->max_iterations) {
+        iteration++;
+        const float y = point[0], x = point[1];
+        int top = (int)ceilf(fmaxf(y - edge, 0)), bottom = (int)floorf(fminf(y + edge, im->height - 1));
+        const int left = (int)ceilf(fmaxf(x - edge, 0)), right = (int)floorf(fminf(x + edge, im->width - 1));
+        vf weight = {0}, sum_y = {0}, sum_x = {0}, sum[channels];
+        for (int c = 0; c < channels; c++) sum[c] = (vf){0};
+        for (int row = top; row <= bottom; row++) {
+            const float dy = row - y, dy2 = dy * dy;
+            for (int column = left; column <= right; column += LANES) {
+                const float *at = im->planes + (int64_t)row * im->stride + column;
+                vf dx = lane + ((float)column - x), d_space = dx * dx + dy2, d_range = {0}, d[channels];
+                for (int c = 0; c < channels; c++) {
+                    d[c] = *(const vf_loose *)(at + (int64_t)c * im->height * im->stride) - point[2 + c];
+                    d_range += d[c] * d[c];
+                }
+                vi inside;
+                if (ball)
+                    inside = d_space * scale + d_range <= reach2;
+                else
+                    inside = (d_space <= limit) & (d_range <= reach2);
+                vf w;
+                if (normal) {
+                    vf e = (d_space * scale + d_range) * -0.5f;
+                    e = where(e >= -80.0f, e + 80.0f) - 80.0f;
+                    w = where(inside, exponential(e));
+                    weight += w;
+                    sum_y += w * dy;
+                    sum_x += w * dx;
+                    for (int c = 0; c < channels; c++) sum[c] += w * d[c];
+                } else {
+                    vf zero = {0};
+                    weight += where(inside, zero + 1.0f);
+                    sum_y += where(inside, zero + dy);
+                    sum_x += where(inside, dx);
+                    for (int c = 0; c < channels; c++) sum[c] += where(inside, d[c]);
+                }
+            }
+        }
+        const float n = total(weight);
+        *moved = 0;
+        if (n <= 0) break;
+        float step = total(sum_y) / n, shift2 = step * step;
+        point[0] = y + step;
+        step = total(sum_x) / n;
+        point[1] = x + step;
+        shift2 = (shift2 + step * step) * scale;
+        for (int c = 0; c < channels; c++) {
+            step = total(sum[c]) / n;
+            point[2 + c] += step;
+            shift2 += step * step;
+        }
+        *moved = shift2;
+        if (shift2 <= im->tolerance * im->tolerance) break;
+    }
+    return iteration;
+}
+
+#define ROWS(name, CHANNELS, BALL, NORMAL)                                                                   \
+    CLONES static void name(const struct image *im, const uint8_t *valid, int first, int last, float *modes, \
+                            int32_t *iterations, float *moved) {                                             \
+        const int64_t area = (int64_t)im->height * im->width;                                                \
+        float point[2 + (CHANNELS)];                                                                         \
+        for (int64_t i = (int64_t)first * im->width; i < (int64_t)last * im->width; i++) {                   \
+            if (!valid[i]) continue;                                                                         \
+            const int row = i / im->width, column = i % im->width;                                           \
+            point[0] = row, point[1] = column;                                                               \
+            for (int c = 0; c < (CHANNELS); c++)                                                             \
+                point[2 + c] = im->planes[((int64_t)c * im->height + row) * im->stride + column];            \
+            iterations[i] = climb(im, CHANNELS, BALL, NORMAL, point, moved + i);                             \
+            for (int c = 0; c < 2 + (CHANNELS); c++) modes[c * area + i] = point[c];                         \
+        }                                                                                                    \
+    }
+ROWS(rows_3_product, 3, 0, 0)
+ROWS(rows_3_ball, 3, 1, 0)
+ROWS(rows_1_product, 1, 0, 0)
+ROWS(rows_any, im->channels, im->ball, im->normal)
+
+void cvi_climb_rows(const float *planes, const uint8_t *valid, int channels, int height, int width, int stride,
+                    float radius, float reach, int ball, int normal, float tolerance, int max_iterations,
+                    int first, int last, float *modes, int32_t *iterations, float *moved) {
+    const struct image im = {planes, channels, height, width, stride, radius, reach, tolerance, ball, normal, max_iterations};
+    void (*rows)(const struct image *, const uint8_t *, int, int, float *, int32_t *, float *) = rows_any;
+    if (!normal && channels == 3) rows = ball ? rows_3_ball : rows_3_product;
+    if (!normal && channels == 1 && !ball) rows = rows_1_product;
+    rows(&im, valid, first, last, modes, iterations, moved);
+}
+
+typedef double vd __attribute__((vector_size(32)));
+typedef int64_t vl __attribute__((vector_size(32)));
+typedef double vd_loose __attribute__((vector_size(32), aligned(8)));
+
+struct tree {
+    const double *low, *high, *sum; /* (nodes, padded): each node's box and the weighted sum of its points */
+    const double *mass;             /* (nodes): their weight */
+    const int32_t *block;           /* (nodes, 2): a leaf's range of blocks */
+    const double *points;           /* (blocks, dimensions, 4); a padding point lies at 1e150 */
+    const double *weights;          /* (blocks, 4) */
+    int inner, dimensions, padded;
+};
+
+INLINE double total4(vd v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+/* Add the points of one leaf that lie within the window to `sum` and return their weight. */
+INLINE double add_leaf(const struct tree *t, int node, const double *at, double radius2, double *sum) {
+    vd mass = {0};
+    for (int b = t->block[2 * node]; b < t->block[2 * node + 1]; b++) {
+        const vd_loose *p = (const vd_loose *)(t->points + (int64_t)b * t->dimensions * 4);
+        vd d2 = {0};
+        vl inside = {0};
+        for (int d = 0; d < t->dimensions;) {
+            for (int stop = d + 8 < t->dimensions ? d + 8 : t->dimensions; d < stop; d++) {
+                vd difference = p[d] - at[d];
+                d2 += difference * difference;
+            }
+            inside = d2 <= radius2;
+            if (!(inside[0] | inside[1] | inside[2] | inside[3])) break;
+        }
+        if (!(inside[0] | inside[1] | inside[2] | inside[3])) continue;
+        vd weight = (vd)((vl) * (const vd_loose *)(t->weights + (int64_t)b * 4) & inside);
+        mass += weight;
+        for (int d = 0; d < t->dimensions; d++) sum[d] += total4((vd)((vl)p[d] & inside) * weight);
+    }
+    return total4(mass);
+}
+
+/* The weight of the points within the window around `at`, and their weighted sum. */
+INLINE double window_sum(const struct tree *t, const double *at, double radius2, double *sum) {
+    int stack[64], depth = 0;
+    double mass = 0;
+    for (int d = 0; d < t->padded; d++) sum[d] = 0;
+    stack[depth++] = 0;
+    while (depth) {
+        const int node = stack[--depth];
+        const int64_t offset = (int64_t)node * t->padded;
+        vd nearest = {0}, farthest = {0};
+        for (int d = 0; d < t->padded; d += 4) {
+            vd q = *(const vd_loose *)(at + d);
+            vd below = *(const vd_loose *)(t->low + offset + d) - q, above = q - *(const vd_loose *)(t->high + offset + d);
+            vd gap = (vd)((vl)below & (below > 0)) + (vd)((vl)above & (above > 0));
+            vl lower = below < above; /* the farther face is the one on the other side */
+            vd reach = (vd)(((vl)below & lower) | ((vl)above & ~lower));
+            nearest += gap * gap;
+            farthest += reach * reach;
+        }
+        if (total4(nearest) > radius2 * (1 + 1e-12)) continue;
+        if (total4(farthest) <= radius2 * (1 - 1e-12)) {
+            for (int d = 0; d < t->padded; d++) sum[d] += t->sum[offset + d];
+            mass += t->mass[node];
+        } else if (node >= t->inner) {
+            mass += add_leaf(t, node, at, radius2, sum);
+        } else {
+            stack[depth++] = 2 * node + 2;
+            stack[depth++] = 2 * node + 1;
+        }
+    }
+    return mass;
+}
+
+CLONES static void climb_points(const struct tree *t, double radius, double tolerance, int max_iterations, int64_t first,
+                                int64_t last, double *seeds, double *mass, int32_t *iterations, double *moved) {
+    double sum[t->padded];
+    for (int64_t i = first; i < last; i++) {
+        double *at = seeds + i * t->padded;
+        double shift2 = 0;
+        int iteration = 0;
+        while (iteration < max_iterations) {
+            iteration++;
+            const double n = window_sum(t, at, radius * radius, sum);
+            shift2 = 0;
+            if (iteration == 1 || n > 0) mass[i] = n;
+            if (n <= 0) break;
+            for (int d = 0; d < t->dimensions; d++) {
+                const double mean = sum[d] / n, step = mean - at[d];
+                at[d] = mean;
+                shift2 += step * step;
+            }
+            if (shift2 <= tolerance * tolerance) break;
+        }
+        iterations[i] = iteration;
+        moved[i] = sqrt(shift2);
+    }
+}
+
+void cvi_climb_points(const double *low, const double *high, const double *sum, const double *mass_of, const int32_t *block,
+                      const double *points, const double *weights, int inner, int dimensions, int padded, double radius,
+                      double tolerance, int max_iterations, int64_t first, int64_t last, double *seeds, double *mass,
+                      int32_t *iterations, double *moved) {
+    const struct tree t = {low, high, sum, mass_of, block, points, weights, inner, dimensions, padded};
+    climb_points(&t, radius, tolerance, max_iterations, first, last, seeds, mass, iterations, moved);
+}
