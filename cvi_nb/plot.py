@@ -235,7 +235,7 @@ def _check_limit(limit: Any) -> None:
     if limit is not None and not (isinstance(limit, int | float | np.floating) and 0 < limit < math.inf):
         raise ValueError(f"`limit` must be a positive number or None, got {limit!r}")
 
-# %% ../nbs/08_plot.ipynb #515b1faf
+# %% ../nbs/08_plot.ipynb #a0d658d5
 def overlay(
     image: Any, heat: Any, ax: Axes | None = None, limit: float | None = None, unit: str = "nats per pixel",
     partition: Any = None, colour_bar: bool = True, title: str | None = None,
@@ -273,6 +273,7 @@ def overlay(
     values = _array(heat, "heat", "(H, W)", 2)
     if values.shape != picture.shape[:2]:
         raise ValueError(f"`heat` must have the image's shape {picture.shape[:2]}, got {values.shape}")
+    parts = None if partition is None else _partition(partition, values.shape)
     _check_limit(limit)
     limit = limit or heat_limit(values)
     with style() if ax is None else nullcontext():
@@ -282,8 +283,8 @@ def overlay(
         ax.set_axis_off()
         if title:
             ax.set_title(title)
-        if partition is not None:
-            outlines(partition, ax)
+        if parts is not None:
+            outlines(parts, ax)
         if colour_bar:
             cax = ax.inset_axes((1.03, 0, 0.05, 1))
             _colour_bar(cax, limit, values.min() < 0, unit, _beyond(values, limit))
@@ -304,9 +305,7 @@ def outlines(partition: Any, ax: Axes, colour: str = "white", linewidth: float =
     -------
     matplotlib.collections.LineCollection
     """
-    labels = _array(partition, "partition", "(H, W)", 2)
-    if (labels != np.round(labels)).any():
-        raise ValueError("`partition` must hold integer region labels, got fractions")
+    labels = _partition(partition)
     down = _runs(labels[:, 1:] != labels[:, :-1])  # borders between columns run down
     across = _runs((labels[1:] != labels[:-1]).T)[..., ::-1]
     segments = list(np.concatenate([down, across]))
@@ -317,6 +316,16 @@ def outlines(partition: Any, ax: Axes, colour: str = "white", linewidth: float =
     return lines
 
 
+def _partition(partition: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Integer region labels of a given shape, (H, W) or (N, H, W)."""
+    labels = _array(partition, "partition", str(shape or "(H, W)"), len(shape or "HW"))
+    if shape is not None and labels.shape != shape:
+        raise ValueError(f"`partition` must have shape {shape}, got {labels.shape}")
+    if (labels != np.round(labels)).any():
+        raise ValueError("`partition` must hold integer region labels, got fractions")
+    return labels
+
+
 def _runs(border: np.ndarray) -> np.ndarray:
     """Maximal vertical runs of a boolean (H, W−1) border mask as segments (M, 2, 2) of (x, y) between pixels."""
     padded = np.pad(border, ((1, 1), (0, 0))).astype(np.int8)
@@ -325,7 +334,7 @@ def _runs(border: np.ndarray) -> np.ndarray:
     _, stop = np.nonzero(change.T == -1)
     return np.stack([np.stack([x + 0.5, start - 0.5], -1), np.stack([x + 0.5, stop - 0.5], -1)], 1)
 
-# %% ../nbs/08_plot.ipynb #ca5941d1
+# %% ../nbs/08_plot.ipynb #1c549093
 def heat_grid(
     images: Any, maps: Mapping[str, Any], unit: str = "nats per pixel", shared: bool | str = True,
     normalise: bool = False, limit: float | None = None, over_image: bool = True,
@@ -376,9 +385,7 @@ def heat_grid(
         raise ValueError("`limit` needs one scale for all maps, got shared=" + repr(shared))
     if row_labels is not None and len(row_labels) != n:
         raise ValueError(f"`row_labels` must have one entry per image ({n}), got {len(row_labels)}")
-    parts = None if partition is None else _array(partition, "partition", f"({n}, {h}, {w})", 3)
-    if parts is not None and parts.shape != (n, h, w):
-        raise ValueError(f"`partition` must have shape {(n, h, w)}, got {parts.shape}")
+    parts = None if partition is None else _partition(partition, (n, h, w))
     if normalise:
         peaks = np.quantile(np.abs(stack), _QUANTILE, axis=(2, 3), keepdims=True)
         stack = stack / np.where(peaks > 0, peaks, np.maximum(np.abs(stack).max((2, 3), keepdims=True), 1e-300))
@@ -389,7 +396,8 @@ def heat_grid(
         foot = 0.14 if shared is False else 0.0
         left = 0.02 + 0.16 * bool(row_labels)
         guess = (width - left - 0.8) / (len(maps) + 1)  # panel width, from which text is wrapped
-        heads = ["\n".join(textwrap.wrap(name, max(6, int(guess * 14.5)))) for name in ("photo", *maps)]
+        room = max(6, int(guess * 14.5))
+        heads = ["\n".join(textwrap.wrap(name, room, break_long_words=False)) for name in ("photo", *maps)]
         bar_height = guess * h / w * (1 if shared == "row" else n)
         label = "\n".join(textwrap.wrap(label, max(8, int(min(bar_height, 3.0) * 15))))
         fig, axes, panel = _panel_grid(
@@ -420,7 +428,10 @@ def _grid_row(
     for ax, values, limit in zip(axes[1:], maps, limits, strict=True):
         ax.imshow(_blend(values, limit, ground))
         if write_limits:
-            ax.text(0.5, -0.03, f"ℓ = {limit:.2g}", ha="center", va="top", fontsize=6.5, transform=ax.transAxes)
+            exponent = _exponent(limit)
+            power = rf" $\cdot\,10^{{{exponent}}}$" if exponent else ""
+            ax.text(0.5, -0.03, f"ℓ = {limit / 10.0**exponent:.3g}{power}", ha="center", va="top", fontsize=6.5,
+                    transform=ax.transAxes)
 
 
 def _stacked_maps(maps: Any, shape: tuple[int, int, int]) -> np.ndarray:

@@ -162,7 +162,7 @@ def test_grid_scale_per_row_per_map_and_given():
     own = heat_grid(IMAGES, maps, shared=False, unit="nats")
     limits = [t for t in texts(own) if t.startswith("ℓ = ")]
     assert len(limits) == 4 and any("ℓ is below each map" in t for t in (re.sub(r"\s", " ", t) for t in texts(own)))
-    assert limits[2] == f"ℓ = {heat_limit(MAPS[1] * 100):.2g}"
+    assert limits[2] == f"ℓ = {heat_limit(MAPS[1] * 100):.0f}"
     given_limit = heat_grid(IMAGES, maps, limit=2.5)
     assert given_limit.axes[-1].get_ylim() == (-2.5, 2.5)
 
@@ -236,6 +236,8 @@ def test_overlay_refuses():
             overlay(*arguments)
     with pytest.raises(ValueError, match="limit"):
         overlay(IMAGES[0], MAPS[0], limit=-1)
+    with pytest.raises(ValueError, match="`partition` must have shape"):
+        overlay(IMAGES[0], MAPS[0], partition=np.zeros((3, 3), int))
     with pytest.raises(ValueError, match="integer"):
         overlay(IMAGES[0], MAPS[0], partition=MAPS[0])
     assert not plt.get_fignums()  # nothing was drawn before the refusal
@@ -300,7 +302,8 @@ def test_curves_refuse():
     x = np.arange(3.0)
     for series, error, words in (
         ([x], TypeError, "mapping"), ({"a": x[:2]}, ValueError, r"series\['a'\]"),
-        ({"a": x * np.nan}, ValueError, "NaN"), ({"a": (x, x)}, ValueError, "tuple of 2"), ({"a": (x, x + 1, x + 2)}, ValueError, "low ≤ mean ≤ high"),
+        ({"a": x * np.nan}, ValueError, "NaN"), ({"a": (x, x)}, ValueError, "tuple of 2"),
+        ({"a": (x, x + 1, x + 2)}, ValueError, "low ≤ mean ≤ high"),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
             curves(x, series, "x", "y")
