@@ -413,7 +413,7 @@ def read_results(in_dir: str | Path, name: str) -> pd.DataFrame:
     with _needing_pyarrow():
         return pd.concat([pd.read_parquet(found[key]) for key in sorted(found)], ignore_index=True)
 
-# %% ../nbs/11_workflow.ipynb #e7505254
+# %% ../nbs/11_workflow.ipynb #3a0833bb
 def _imports(source: str, relative_to: str = "") -> set[str]:
     """Modules of cvi_nb that a piece of Python imports; `relative_to` is the package of an exported module."""
     names = set()
@@ -422,7 +422,8 @@ def _imports(source: str, relative_to: str = "") -> set[str]:
             case ast.Import(names=aliases):
                 names |= {alias.name for alias in aliases}
             case ast.ImportFrom(module=module, names=aliases, level=level):
-                base = f"{relative_to}." if level else ""
+                above = relative_to.split(".")[: 1 - level or None]
+                base = ".".join([*above, ""]) if level else ""
                 names |= {f"{base}{module}"} if module else set()
                 names |= {f"{base}{module + '.' if module else ''}{alias.name}" for alias in aliases}
     return {name.removeprefix("cvi_nb.") for name in names if name.startswith("cvi_nb.")}
@@ -445,12 +446,13 @@ def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
     waiting = set().union(*(_imports(source) for source in plain))
     found: set[Path] = set()
     while waiting:
-        name = waiting.pop()
-        for path in (package / f"{name.replace('.', '/')}.py", package / name.replace(".", "/") / "__init__.py"):
+        parts = waiting.pop().split(".")
+        packages = [package.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]
+        for path in (package.joinpath(*parts).with_suffix(".py"), *packages):
             if path.exists() and path not in found:
                 found.add(path)
-                parent = ".".join(["cvi_nb", *path.relative_to(package).parts[:-1]])
-                waiting |= _imports(path.read_text(encoding="utf-8"), parent)
+                inside = ".".join(["cvi_nb", *path.relative_to(package).parts[:-1]])
+                waiting |= _imports(path.read_text(encoding="utf-8"), inside)
     return sorted(found)
 
 # %% ../nbs/11_workflow.ipynb #baa6c123
@@ -666,7 +668,7 @@ def run_notebook(
         (out_dir / "failed" / f"{name}.ipynb").unlink(missing_ok=True)
     return out_dir / "notebooks" / f"{name}.ipynb"
 
-# %% ../nbs/11_workflow.ipynb #8749fadb
+# %% ../nbs/11_workflow.ipynb #7138368e
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed: Path, progress: bool) -> None:
     """papermill, with the error it met in a few lines and the partial notebook kept at `failed`."""
     try:
@@ -682,6 +684,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed:
             executed,
             parameters,
             kernel_name="python3",
+            language="python",
             cwd=str(project_root(notebook.parent)),
             progress_bar=bar,
             start_timeout=300,
@@ -692,6 +695,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed:
             failed.parent.mkdir(parents=True, exist_ok=True)
             os.replace(executed, failed)
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
+        reason += " (killed, or out of memory)" if reason == "Kernel died" else ""
         kept = f"; the notebook up to that point: {failed}" if failed.exists() else ""
         raise NotebookError(f"{notebook.name} failed{kept}\n{reason}") from error
 

@@ -1,0 +1,361 @@
+"""cvi_nb.workflow against independent truth: LaTeX itself, Python's own imports, a killed process."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvi_nb import workflow
+from cvi_nb.workflow import (
+    NotebookError,
+    Outputs,
+    compare_parameters,
+    latex_escape,
+    latex_macro,
+    latex_number,
+    latex_table,
+    load_config,
+    modules_of,
+    notebook_parameters,
+    plan,
+    project_root,
+    read_results,
+    render_readme,
+    replacing,
+    run_notebook,
+    shard_range,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ("smoke", "quick", "full")
+identifiers = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,12}", fullmatch=True)
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    """A notebook with these code cells, the first of them tagged `parameters`."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of its own, with one notebook that measures real digits."""
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    write_notebook(
+        tmp_path / "nbs" / "paper" / "ink.ipynb",
+        "out_dir = ''\nimages = 100\nwait = 0.0",
+        "from cvi_nb.workflow import Outputs, check_parameters\ncheck_parameters()\nout = Outputs(out_dir, 'ink')",
+        "from sklearn.datasets import load_digits\nimport time\nout.numbers(mean=load_digits().images[:images].mean())",
+        "time.sleep(wait)\nassert images < 500, 'too many images'",
+    )
+    return tmp_path
+
+
+# Numbers, macros, tables
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32))
+def test_a_printed_number_reads_back_to_three_digits(value: float) -> None:
+    text = latex_number(value).replace("{,}", "")
+    text = re.sub(r"^\\ensuremath\{(.*)\}$", r"\1", text)
+    text = re.sub(r"\\times10\^\{(-?\d+)\}", r"e\1", text)
+    assert float(text) == pytest.approx(value, rel=5.1e-3, abs=1e-300)
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_a_printed_integer_is_exact(value: int) -> None:
+    assert int(re.sub(r"\\ensuremath|[{},]", "", latex_number(value))) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        (np.int64(2000), "", "2{,}000"),
+        (np.float32(0.25), ".2f", "0.25"),
+        (0.5, "+.1%", r"\ensuremath{+50.0\%}"),
+        (float("inf"), "", r"\ensuremath{\infty}"),
+        (float("nan"), ".2f", "--"),
+        (None, "", "--"),
+        (False, "", "no"),
+        ("a_b", "", r"a\_b"),
+    ],
+)
+def test_number_forms(value: object, spec: str, text: str) -> None:
+    assert latex_number(value, spec) == text
+
+
+@given(identifiers, identifiers)
+def test_macros_hold_letters_only(name: str, key: str) -> None:
+    assert re.fullmatch(r"[A-Za-z]+", latex_macro(name, key))
+
+
+@pytest.mark.parametrize("word", ["", "1a", "a b", "ä", "a-b", "_a"])
+def test_macro_names_that_cannot_be(word: str) -> None:
+    with pytest.raises(ValueError, match="`words` must be names"):
+        latex_macro(word)
+
+
+def test_table_bold_follows_what_is_printed() -> None:
+    frame = pd.DataFrame({"method": ["a", "b", "c"], "score": [0.4561, 0.4559, 0.2], "cost": [3, 1, np.nan]})
+    rows = latex_table(frame, formats={"score": ".2f"}, bold={"score": "max", "cost": "min"}).splitlines()
+    assert rows[4:7] == [
+        r"a & \textbf{0.46} & 3.000 \\",
+        r"b & \textbf{0.46} & \textbf{1.000} \\",
+        r"c & 0.20 & -- \\",
+    ]
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="LaTeX is not installed")
+def test_latex_accepts_what_is_written(tmp_path: Path) -> None:
+    nasty = r"100% of $x_1$ & {y} ~ ^ # \ end"
+    frame = pd.DataFrame({nasty: [nasty, "b"], "n": [1, 20000], "x": [1e-9, -0.5]})
+    out = Outputs(tmp_path, "nasty")
+    table = out.table(frame, "nasty", rules=(1,), bold={"x": "max"})
+    numbers = out.numbers(
+        text=nasty, huge=1.5e300, small=-1e-9, inf=float("-inf"), none=None, share=(0.5, ".0%"), n1=2000
+    )
+    macros = "".join(re.findall(r"\\nasty[A-Za-z]+", numbers.read_text()))
+    head = rf"\documentclass{{article}}\usepackage{{booktabs}}\input{{{numbers}}}\begin{{document}}"
+    (tmp_path / "paper.tex").write_text(rf"{head}{macros}\input{{{table}}}\end{{document}}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert answer.returncode == 0, answer.stdout[-2000:]
+
+
+# Files
+
+
+def test_replacing_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+def test_figure_is_vector_and_reproducible(tmp_path: Path) -> None:
+    figure, axes = plt.subplots()
+    axes.plot([1, 2, 3])
+    out = Outputs(tmp_path, "curve")
+    first = out.figure(figure, "curve").read_bytes()
+    time.sleep(1.1)  # a date in it would have changed by now
+    assert (
+        out.figure(figure, "curve").read_bytes() == first
+        and first.startswith(b"%PDF")
+        and b"/Subtype /Image" not in first
+    )
+    assert (tmp_path / "figures" / "curve.png").read_bytes().startswith(b"\x89PNG")
+    plt.close(figure)
+
+
+def test_numbers_add_up_and_keep_their_values(tmp_path: Path) -> None:
+    out = Outputs(tmp_path, "run")
+    out.numbers(a=np.float64(1 / 3))
+    out.numbers(b=(np.int64(7), "03d"))
+    assert json.loads((tmp_path / "numbers/run.json").read_text()) == {"a": 1 / 3, "b": 7}
+    assert (tmp_path / "numbers/run.tex").read_text() == "\\newcommand{\\runA}{0.333}\n\\newcommand{\\runB}{007}\n"
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+def test_shards_divide_the_work(total: int, shards: int) -> None:
+    parts = [list(shard_range(total, shard, shards)) for shard in range(shards)]
+    assert sorted(unit for part in parts for unit in part) == list(range(total))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_shards_are_gathered_or_refused(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image": range(11), "score": np.linspace(0, 1, 11)})
+    for shard in range(11):  # more than ten: 10 comes after 9, not after 1
+        Outputs(tmp_path, "run", shard, 11).results(frame.iloc[list(shard_range(11, shard, 11))], "run")
+    pd.testing.assert_frame_equal(read_results(tmp_path, "run"), frame)
+    Outputs(tmp_path, "run").results(frame, "run")
+    with pytest.raises(ValueError, match="one division"):
+        read_results(tmp_path, "run")
+    with pytest.raises(FileNotFoundError, match="'walk'"):
+        read_results(tmp_path, "walk")
+    with pytest.raises(ValueError, match="gathered"):
+        Outputs(tmp_path, "run", 0, 2).numbers(a=1)
+
+
+# Parameters
+
+
+@given(
+    st.dictionaries(identifiers, st.one_of(st.integers(), st.floats(), st.text(), st.booleans(), st.none()), max_size=5)
+)
+def test_defaults_are_always_accepted(defaults: dict[str, object]) -> None:
+    compare_parameters(defaults, defaults)
+
+
+@pytest.mark.parametrize(
+    ("value", "default"), [(1, 2.0), (3, None), ([1], [2]), ([], [2]), (["a"], []), ((1, 2.5), [0.5]), ("", "a")]
+)
+def test_parameters_of_the_right_type(value: object, default: object) -> None:
+    compare_parameters({"x": value}, {"x": default})
+
+
+@pytest.mark.parametrize(
+    ("value", "default"), [(1.0, 2), (True, 1), (1, True), ("1", 1), (None, 1), (["a"], [2]), ("a", ["b"]), (1, "a")]
+)
+def test_parameters_of_a_wrong_type(value: object, default: object) -> None:
+    with pytest.raises(ValueError, match="`x` must be of type"):
+        compare_parameters({"x": value}, {"x": default})
+
+
+def test_a_notebook_without_parameters_is_refused(tmp_path: Path) -> None:
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("a = 1")]), tmp_path / "n.ipynb")
+    with pytest.raises(ValueError, match="tagged `parameters`"):
+        notebook_parameters(tmp_path / "n.ipynb")
+
+
+def test_check_parameters_outside_a_notebook() -> None:
+    code = "from cvi_nb.workflow import check_parameters; check_parameters()"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "must be called in a notebook" in answer.stderr
+
+
+# Plan
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_a_plan_of_all_notebooks(profile: str) -> None:
+    jobs = plan(load_config(profile, ROOT), profile, ROOT)
+    assert {ROOT / job.notebook for job in jobs} == set((ROOT / "nbs" / "paper").glob("*.ipynb"))
+    written = {path for job in jobs for path in job.writes}
+    for source in (ROOT / "paper").glob("**/*.tex"):
+        if "build" in source.relative_to(ROOT / "paper").parts:
+            continue
+        text = re.sub(
+            r"(?<!\\)%.*|\\newcommand.*|\\DeclareRobustCommand(?:.*\n){2}", "", source.read_text(encoding="utf-8")
+        )
+        figures = {f"figures/{name}.pdf" for name in re.findall(r"\\includegraphics(?:\[[^]]*\])?\{([^}#]+)\}", text)}
+        tables = {f"tables/{name}.tex" for name in re.findall(r"\\tablefile\{([^}#]+)\}", text)}
+        assert figures | tables <= written, f"{source.name} shows what no notebook writes"
+        for name in re.findall(r"\\notebook\{([^}#]+)\}", text):
+            assert (ROOT / "nbs" / "paper" / f"{name}.ipynb").exists(), f"{source.name} links to {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cvi_nb").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_dependencies_are_at_least_those_that_python_imports(path: Path, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "n.ipynb", f"import cvi_nb.{path.stem}")
+    code = (
+        f"import sys, cvi_nb.{path.stem}\n"
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.startswith('cvi_nb.')], sep='\\n')"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert {Path(line).resolve() for line in answer.stdout.split()} <= set(modules_of(notebook, ROOT / "cvi_nb"))
+
+
+def test_later_entries_read_what_earlier_ones_write(project: Path) -> None:
+    write_notebook(project / "nbs" / "paper" / "sum.ipynb", "out_dir = ''\nin_dir = ''")
+    write_notebook(project / "nbs" / "paper" / "many.ipynb", "out_dir = ''\nshard = 0\nshards = 1")
+    config = {
+        "notebooks": {
+            "many": {"writes": {"results": ["many"]}, "shards": 3},
+            "sum": {"needs": ["many"], "writes": {"numbers": ["sum"]}},
+        }
+    }
+    *parts, last = plan(config, "smoke", project)
+    assert [job.parameters for job in parts] == [{"shard": shard, "shards": 3} for shard in range(3)]
+    wanted = {f"paper/build/smoke/results/many.{shard}-of-3.parquet" for shard in range(3)}
+    assert wanted <= set(last.reads) and last.parameters["in_dir"] == "paper/build/smoke"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, "what it `writes`"),
+        ({"writes": {"numbers": ["ink"]}, "thread": 2}, "must have as key"),
+        ({"writes": {"number": ["ink"]}}, "kind of file"),
+        ({"writes": {"numbers": ["ink"]}, "parameters": {"imges": 3}}, "did you mean `images`"),
+        ({"writes": {"numbers": ["ink"]}, "parameters": {"images": 3.5}}, "must be of type int"),
+        ({"writes": {"numbers": ["ink"]}, "needs": ["nobody"]}, "come before it"),
+        ({"writes": {"numbers": ["ink"]}, "shards": 2}, "results only"),
+        ({"writes": {"numbers": ["ink"]}, "notebook": "none"}, "does not exist"),
+    ],
+)
+def test_mistakes_in_the_configuration(project: Path, entry: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan({"notebooks": {"ink": entry}}, "smoke", project)
+
+
+# Runs
+
+
+@pytest.mark.slow
+def test_a_run_is_all_or_nothing(project: Path) -> None:
+    notebook, build = project / "nbs/paper/ink.ipynb", project / "build"
+    writes = ["numbers/ink.tex", "numbers/ink.json"]
+    executed = run_notebook(notebook, build, {"images": 10}, writes=writes, progress=False)
+    record = json.loads(executed.with_suffix(".json").read_text())
+    assert record["parameters"] == {"images": 10} and record["seconds"] > 0
+    files = {path: path.read_bytes() for path in build.rglob("*") if path.is_file() and path.suffix != ".lock"}
+    with pytest.raises(NotebookError, match="too many images"):
+        run_notebook(notebook, build, {"images": 600}, writes=writes, progress=False)
+    assert {path: path.read_bytes() for path in files} == files and (build / "failed/ink.ipynb").exists()
+    with pytest.raises(NotebookError, match=r"lacking \['tables/ink.tex'\]"):
+        run_notebook(notebook, build, writes=[*writes, "tables/ink.tex"], progress=False)
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing(project: Path) -> None:
+    """kill -9 after the files are written, before the last cell ends: none is in place, and the next run is fine."""
+    notebook, build = project / "nbs/paper/ink.ipynb", project / "build"
+    code = (
+        f"from cvi_nb.workflow import run_notebook; run_notebook({str(notebook)!r}, {str(build)!r}, {{'wait': 600.0}})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    staged = build / ".staging" / "ink" / "numbers" / "ink.json"
+    while not staged.exists():
+        assert process.poll() is None, "it ended early"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [path.name for path in build.rglob("*.json")] == ["ink.json"] and not (build / "numbers").exists()
+    run_notebook(notebook, build, progress=False)
+    assert (build / "numbers/ink.json").exists() and not (build / ".staging/ink").exists()
+
+
+def test_unknown_names_under_the_command_line(tmp_path: Path) -> None:
+    for arguments, message in (
+        (["run", "--job", "none"], "`job` must be one of"),
+        (["build", "--profile", "qick"], "`profile`"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            workflow.main(arguments)
+
+
+def test_readme_drops_hidden_cells_and_turns_links(tmp_path: Path) -> None:
+    markdown = nbformat.v4.new_markdown_cell("# Title\n\nsee [data](../nbs/00_data.ipynb)")
+    cells = [markdown, nbformat.v4.new_code_cell("#| hide\nsecret = 1"), nbformat.v4.new_code_cell("1 + 1")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "index.ipynb")
+    text = render_readme(tmp_path / "index.ipynb", tmp_path / "README.md").read_text()
+    assert "secret" not in text and "1 + 1" in text and "(nbs/00_data.ipynb)" in text
+
+
+def test_project_root_is_found_from_below_and_from_outside(tmp_path: Path) -> None:
+    assert project_root(ROOT / "nbs" / "paper") == ROOT
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = other\n")
+    assert project_root(tmp_path) == ROOT, "another project's settings do not count"
+
+
+def test_escape_is_complete() -> None:
+    assert latex_escape("&%$#_{}") == r"\&\%\$\#\_\{\}"
