@@ -5,7 +5,16 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/02_clustering.ipynb #d79a5278
-from .segmentation import segment
+# %% ../../nbs/02_clustering.ipynb #124c5996
+from .filtering import FilterResult, mean_shift_filter
+from .segmentation import Hierarchy, RegionGraph, hierarchy, region_graph, segment
 
-__all__ = ["segment"]
+__all__ = [
+    "FilterResult",
+    "Hierarchy",
+    "RegionGraph",
+    "hierarchy",
+    "mean_shift_filter",
+    "region_graph",
+    "segment",
+]
