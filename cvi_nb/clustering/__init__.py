@@ -5,15 +5,20 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/02_clustering.ipynb #124c5996
+# %% ../../nbs/02_clustering.ipynb #73db0f23
 from .filtering import FilterResult, mean_shift_filter
+from .points import MeanShift, PointClusters, estimate_bandwidth, mean_shift
 from .segmentation import Hierarchy, RegionGraph, hierarchy, region_graph, segment
 
 __all__ = [
     "FilterResult",
     "Hierarchy",
+    "MeanShift",
+    "PointClusters",
     "RegionGraph",
+    "estimate_bandwidth",
     "hierarchy",
+    "mean_shift",
     "mean_shift_filter",
     "region_graph",
     "segment",
