@@ -36,7 +36,7 @@ figures: $(STAMP)  ## the same without LaTeX: paper/build/PROFILE
 	@echo 'figures, tables and executed notebooks: paper/build/$(PROFILE)'
 
 test: $(STAMP)  ## all tests, those in the notebooks included
-	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n $(shell expr $(CORES) \> 8 \& 8 \| $(CORES)) --dist worksteal $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n $$(( $(CORES) > 8 ? 8 : $(CORES) )) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff on notebooks and tests, mypy on the package
 	@$(BIN)/ruff check .
@@ -61,9 +61,9 @@ clean:  ## remove what was built, but not .venv
 setup: $(STAMP)  ## the environment alone: .venv
 
 # What it takes from a bare Debian: python3, make and a compiler. One at a time, for two would write into the same .venv.
-$(STAMP): requirements.lock settings.ini setup.py
+$(STAMP): requirements.lock settings.ini setup.py $(wildcard cvi_nb/*.c cvi_nb/*/*.c)
 	@{ if command -v flock >/dev/null && ! flock -n 9; then echo 'another make is setting up .venv: waiting for it'; flock 9; fi; \
-	   if [ -n "$$(find $@ -newer requirements.lock -newer settings.ini -newer setup.py 2>/dev/null)" ]; then exit 0; fi; \
+	   if [ -e $@ ] && [ -z "$$(find $^ -newer $@)" ]; then exit 0; fi; \
 	   set -e; \
 	   $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	     echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \

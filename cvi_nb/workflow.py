@@ -413,7 +413,7 @@ def read_results(in_dir: str | Path, name: str) -> pd.DataFrame:
     with _needing_pyarrow():
         return pd.concat([pd.read_parquet(found[key]) for key in sorted(found)], ignore_index=True)
 
-# %% ../nbs/11_workflow.ipynb #3a0833bb
+# %% ../nbs/11_workflow.ipynb #1f9b5f85
 def _imports(source: str, relative_to: str = "") -> set[str]:
     """Modules of cvi_nb that a piece of Python imports; `relative_to` is the package of an exported module."""
     names = set()
@@ -430,7 +430,7 @@ def _imports(source: str, relative_to: str = "") -> set[str]:
 
 
 def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
-    """Files of the package that a notebook depends on, directly or through other modules.
+    """Files of the package that a notebook depends on, directly or through other modules; compiled sources included.
 
     Parameters
     ----------
@@ -450,7 +450,7 @@ def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
         packages = [package.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1)]
         for path in (package.joinpath(*parts).with_suffix(".py"), *packages):
             if path.exists() and path not in found:
-                found.add(path)
+                found |= {path, *path.parent.glob("*.c")}  # compiled code of the same folder counts, too
                 inside = ".".join(["cvi_nb", *path.relative_to(package).parts[:-1]])
                 waiting |= _imports(path.read_text(encoding="utf-8"), inside)
     return sorted(found)
@@ -668,7 +668,7 @@ def run_notebook(
         (out_dir / "failed" / f"{name}.ipynb").unlink(missing_ok=True)
     return out_dir / "notebooks" / f"{name}.ipynb"
 
-# %% ../nbs/11_workflow.ipynb #7138368e
+# %% ../nbs/11_workflow.ipynb #098d188c
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed: Path, progress: bool) -> None:
     """papermill, with the error it met in a few lines and the partial notebook kept at `failed`."""
     try:
@@ -688,7 +688,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed:
             cwd=str(project_root(notebook.parent)),
             progress_bar=bar,
             start_timeout=300,
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except Exception as error:  # whatever goes wrong in a kernel: the caller gets one kind of error
         if executed.exists():
