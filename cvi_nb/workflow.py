@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['project_root', 'compare_parameters', 'check_parameters', 'notebook_parameters', 'replacing', 'latex_escape',
            'latex_macro', 'latex_number', 'latex_table', 'shard_range', 'Outputs', 'read_results', 'modules_of', 'Job',
-           'build_dir', 'plan', 'NotebookError', 'provenance', 'run_notebook', 'latex_preamble', 'load_config',
-           'build_paper', 'render_readme', 'main']
+           'build_dir', 'plan', 'NotebookError', 'provenance', 'run_notebook', 'latex_preamble', 'typeset',
+           'load_config', 'build_paper', 'render_readme', 'main']
 
-# %% ../nbs/11_workflow.ipynb #e5ae4889
+# %% ../nbs/11_workflow.ipynb #5b5769fd
 import ast
 import difflib
 import json
@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -570,7 +571,7 @@ def _jobs_of(
         jobs.append(Job(f"{entry}{part}", notebook, given, (notebook, *modules, *earlier), tuple(writes), **machine))
     return jobs
 
-# %% ../nbs/11_workflow.ipynb #28f6e8c9
+# %% ../nbs/11_workflow.ipynb #25777b4c
 class NotebookError(RuntimeError):
     """A notebook did not run to its end, or did not write what it owes."""
 
@@ -580,8 +581,6 @@ def provenance(root: str | Path) -> dict[str, Any]:
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = None
     if (Path(root) / ".git").exists() and shutil.which("git"):
-        import subprocess
-
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or None
     versions = {}
     for name in ("cvi_nb", "torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "captum"):
@@ -727,6 +726,47 @@ def latex_preamble(numbers: Sequence[str | Path], output: str | Path) -> Path:
         )
     return Path(output)
 
+# %% ../nbs/11_workflow.ipynb #0a7f651e
+def typeset(profile: str, root: str | Path = ".") -> Path:
+    """Set the paper of a profile with latexmk: ``paper/build/PROFILE/paper.pdf``.
+
+    Parameters
+    ----------
+    profile : whose numbers, tables and figures to use; LaTeX sees it as the macro ``profile``.
+    root : the project's root.
+
+    Raises
+    ------
+    RuntimeError : LaTeX failed, or left references undefined or repeated; says what and where the log is.
+    FileNotFoundError : latexmk is not installed.
+    """
+    paper, tex = Path(root) / "paper", Path(root) / build_dir(profile) / "tex"
+    shutil.rmtree(tex, ignore_errors=True)
+    tex.mkdir(parents=True)
+    command = [
+        "latexmk",
+        "-r",
+        "latexmkrc",
+        f"-outdir=build/{profile}/tex",
+        rf"-usepretex=\def\profile{{{profile}}}",
+        "paper.tex",
+    ]
+    env = os.environ | {"max_print_line": "1000"}  # no broken lines in the log
+    ran = subprocess.run(command, cwd=paper, env=env, capture_output=True, text=True, errors="replace", check=False)
+    (tex / "latexmk.log").write_text(ran.stdout + ran.stderr, encoding="utf-8")
+    log = (
+        (tex / "paper.log").read_text(encoding="utf-8", errors="replace")
+        if (tex / "paper.log").exists()
+        else ran.stderr
+    )
+    wrong = re.findall(r"(?m)^(?:! |[^\n:]+:\d+: |.*Warning.*(?:undefined|multiply)).*(?:\nl\.\d+.*)?", log)
+    if ran.returncode or wrong:
+        raise RuntimeError(
+            "\n".join(["LaTeX has complaints:", *dict.fromkeys(wrong), f"all it said: {tex / 'latexmk.log'}"])
+        )
+    os.replace(tex / "paper.pdf", tex.parent / "paper.pdf")
+    return tex.parent / "paper.pdf"
+
 # %% ../nbs/11_workflow.ipynb #508d4015
 def _prune(out_dir: Path, jobs: Sequence[Job]) -> None:
     """Remove results that no job writes."""
@@ -806,7 +846,7 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
         ]
         os.execv(sys.executable, [*command, *arguments, "--", target])
 
-# %% ../nbs/11_workflow.ipynb #dce953cd
+# %% ../nbs/11_workflow.ipynb #39901c15
 def render_readme(notebook: str | Path, output: str | Path) -> Path:
     """Markdown of a notebook, without the cells that begin with ``#| hide``; its links to ``../x`` become ``x``.
 
@@ -844,7 +884,7 @@ def _end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: ``build``, ``run``, ``preamble`` and ``readme``."""
+    """Command line: ``build``, ``run``, ``preamble``, ``typeset`` and ``readme``."""
     from argparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m cvi_nb.workflow", description="Build the paper from its notebooks.")
@@ -856,36 +896,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = commands.add_parser("run", help="one job of a profile")
     run.add_argument("--profile", default="quick")
     run.add_argument("--job", required=True)
-    preamble = commands.add_parser("preamble", help="numbers.tex of a profile")
-    preamble.add_argument("--profile", default="quick")
+    for name, text in (("preamble", "numbers.tex of a profile"), ("typeset", "paper.pdf out of what is there")):
+        commands.add_parser(name, help=text).add_argument("--profile", default="quick")
     readme = commands.add_parser("readme", help="README.md from nbs/index.ipynb")
     readme.add_argument("output", nargs="?", default="README.md")
     given = parser.parse_args(arguments)
     try:
         _command(given)
-    except (NotebookError, ValueError, ImportError, OSError) as error:
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
         raise SystemExit(f"{parser.prog} {given.command}: {error}") from None
 
 
 def _command(given: Any) -> None:
     root = project_root()
-    if given.command == "build":
-        build_paper(given.profile, given.target, given.arguments)
-    elif given.command == "readme":
+    if given.command == "readme":
         render_readme(root / "nbs" / "index.ipynb", given.output)
         return
+    if given.command == "build":
+        build_paper(given.profile, given.target, given.arguments)
     jobs = {job.name: job for job in plan(load_config(given.profile, root), given.profile, root)}
     out_dir = root / build_dir(given.profile)
     if given.command == "preamble":
-        written = [path for job in jobs.values() for path in job.writes if path.startswith("numbers/")]
-        macros = [out_dir / path for path in written if path.endswith(".tex")]
-        latex_preamble(macros, out_dir / "numbers.tex")
-    else:
+        written = [path for job in jobs.values() for path in job.writes if re.fullmatch(r"numbers/.*\.tex", path)]
+        latex_preamble([out_dir / path for path in written], out_dir / "numbers.tex")
+    elif given.command == "typeset":
+        typeset(given.profile, root)
+    elif given.job in jobs:
         _end_with_parent()
-        if given.job not in jobs:
-            raise ValueError(f"`job` must be one of {', '.join(jobs)}, got {given.job!r}")
         job = jobs[given.job]
         run_notebook(root / job.notebook, out_dir, job.parameters, job.name, job.writes)
+    else:
+        raise ValueError(f"`job` must be one of {', '.join(jobs)}, got {given.job!r}")
 
 # %% ../nbs/11_workflow.ipynb #27f6036a
 if __name__ == "__main__" and Path(sys.argv[0]).name == "workflow.py":  # a notebook, too, is named "__main__"

@@ -36,6 +36,7 @@ from cvi_nb.workflow import (
     replacing,
     run_notebook,
     shard_range,
+    typeset,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -359,3 +360,22 @@ def test_project_root_is_found_from_below_and_from_outside(tmp_path: Path) -> No
 
 def test_escape_is_complete() -> None:
     assert latex_escape("&%$#_{}") == r"\&\%\$\#\_\{\}"
+
+
+@pytest.mark.skipif(not shutil.which("latexmk"), reason="LaTeX is not installed")
+@pytest.mark.parametrize(
+    "mistake", [r"\ref{none}", r"\cite{none}", r"\none", r"\label{a}\label{a}", r"\input{none}", "$"]
+)
+def test_latex_mistakes_are_errors(tmp_path: Path, mistake: str) -> None:
+    paper = tmp_path / "paper"
+    paper.mkdir()
+    shutil.copy(ROOT / "paper" / "latexmkrc", paper)
+    source = (
+        r"\documentclass{article}\begin{document}\section{One}\label{s}See section~\ref{s}: \profile. %s\end{document}"
+    )
+    (paper / "paper.tex").write_text(source.replace("%s", ""))
+    good = typeset("smoke", tmp_path).read_bytes()
+    (paper / "paper.tex").write_text(source.replace("%s", mistake))
+    with pytest.raises(RuntimeError, match=r"(?s)complaints:\n.+latexmk\.log"):
+        typeset("smoke", tmp_path)
+    assert (paper / "build/smoke/paper.pdf").read_bytes() == good
