@@ -211,35 +211,144 @@ INLINE double window_sum(const struct tree *t, const double *at, double radius2,
     return mass;
 }
 
-CLONES static void climb_points(const struct tree *t, double radius, double tolerance, int max_iterations, int64_t first,
-                                int64_t last, double *seeds, double *mass, int32_t *iterations, double *moved) {
-    double sum[t->padded];
-    for (int64_t i = first; i < last; i++) {
-        double *at = seeds + i * t->padded;
-        double shift2 = 0;
-        int iteration = 0;
-        while (iteration < max_iterations) {
-            iteration++;
-            const double n = window_sum(t, at, radius * radius, sum);
-            shift2 = 0;
-            if (iteration == 1 || n > 0) mass[i] = n;
-            if (n <= 0) break;
-            for (int d = 0; d < t->dimensions; d++) {
-                const double mean = sum[d] / n, step = mean - at[d];
-                at[d] = mean;
-                shift2 += step * step;
-            }
-            if (shift2 <= tolerance * tolerance) break;
+/* Climb from one seed; `at` moves to its end. */
+INLINE void climb_tree(const struct tree *t, double radius, double tolerance, int max_iterations, double *at, double *mass,
+                       int32_t *iterations, double *moved) {
+    double sum[t->padded], shift2 = 0;
+    int iteration = 0;
+    while (iteration < max_iterations) {
+        iteration++;
+        const double n = window_sum(t, at, radius * radius, sum);
+        shift2 = 0;
+        if (iteration == 1 || n > 0) *mass = n;
+        if (n <= 0) break;
+        for (int d = 0; d < t->dimensions; d++) {
+            const double mean = sum[d] / n, step = mean - at[d];
+            at[d] = mean;
+            shift2 += step * step;
         }
-        iterations[i] = iteration;
-        moved[i] = sqrt(shift2);
+        if (shift2 <= tolerance * tolerance) break;
+    }
+    *iterations = iteration;
+    *moved = sqrt(shift2);
+}
+
+struct cloud {
+    const float *screen; /* (blocks, padded, LANES): the points in single precision; padding at 1e15 */
+    const double *rows;  /* (points, padded) */
+    const double *weights;
+    int points, dimensions, padded;
+    float margin; /* bound on the error of a squared distance in single precision near the window's edge, over radius² */
+};
+
+/* One bit for each lane of a mask. */
+INLINE int bits(vi mask) {
+    const vi bit = {1, 2, 4, 8, 16, 32, 64, 128};
+    const vl pairs = (vl)(mask & bit);
+    const int64_t all = (pairs[0] | pairs[1]) | (pairs[2] | pairs[3]);
+    return (all | all >> 32) & 255;
+}
+
+/* Bring members and sums up to date with the window around `at`. */
+INLINE void follow(const struct cloud *p, const double *at, double radius, uint8_t *members, double *sum, double *mass,
+                   int64_t *count) {
+    const double radius2 = radius * radius;
+    const float surely = radius2 * (1 - p->margin), maybe = radius2 * (1 + p->margin);
+    float query[p->padded];
+    for (int d = 0; d < p->padded; d++) query[d] = at[d];
+    for (int first = 0, b = 0; first < p->points; first += LANES, b++) {
+        const vf_loose *block = (const vf_loose *)(p->screen + (int64_t)b * p->padded * LANES);
+        vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, d2; /* four sums, so that additions need not wait for each other */
+        const float *q = query;
+        const int early = p->padded > 16 ? 8 : p->padded;
+        int now, left = early;
+        do {
+            for (; left; left -= 4, block += 4, q += 4) {
+                vf e0 = block[0] - q[0], e1 = block[1] - q[1], e2 = block[2] - q[2], e3 = block[3] - q[3];
+                s0 += e0 * e0;
+                s1 += e1 * e1;
+                s2 += e2 * e2;
+                s3 += e3 * e3;
+            }
+            d2 = (s0 + s1) + (s2 + s3);
+            now = bits(d2 <= maybe);
+            left = p->padded - (int)(q - query);
+        } while (now && left);
+        if (now) {
+            int unsure = now & ~bits(d2 <= surely);
+            for (int i = 0; unsure; i++, unsure >>= 1) {
+                if (!(unsure & 1)) continue;
+                double exact = 0;
+                for (int d = 0; d < p->dimensions; d++) {
+                    const double difference = p->rows[(int64_t)(first + i) * p->padded + d] - at[d];
+                    exact += difference * difference;
+                }
+                if (!(exact <= radius2)) now &= ~(1 << i);
+            }
+        }
+        int changed = now ^ members[b];
+        members[b] = now;
+        for (int i = 0; changed; i++, changed >>= 1) {
+            if (!(changed & 1)) continue;
+            const int sign = now >> i & 1 ? 1 : -1;
+            const double w = sign * p->weights[first + i];
+            const double *row = p->rows + (int64_t)(first + i) * p->padded;
+            for (int d = 0; d < p->padded; d++) sum[d] += w * row[d];
+            *mass += w;
+            *count += sign;
+        }
     }
 }
 
-void cvi_climb_points(const double *low, const double *high, const double *sum, const double *mass_of, const int32_t *block,
-                      const double *points, const double *weights, int inner, int dimensions, int padded, double radius,
-                      double tolerance, int max_iterations, int64_t first, int64_t last, double *seeds, double *mass,
-                      int32_t *iterations, double *moved) {
+INLINE void climb_cloud(const struct cloud *p, double radius, double tolerance, int max_iterations, double *at, double *mass,
+                        int32_t *iterations, double *moved, uint8_t *members) {
+    double sum[p->padded], n = 0, shift2 = 0;
+    int64_t count = 0;
+    int iteration = 0;
+    for (int d = 0; d < p->padded; d++) sum[d] = 0;
+    for (int first = 0, b = 0; first < p->points; first += LANES, b++) members[b] = 0;
+    while (iteration < max_iterations) {
+        iteration++;
+        follow(p, at, radius, members, sum, &n, &count);
+        shift2 = 0;
+        if (iteration == 1 || count > 0) *mass = count > 0 ? n : 0;
+        if (count <= 0) break;
+        for (int d = 0; d < p->dimensions; d++) {
+            const double mean = sum[d] / n, step = mean - at[d];
+            at[d] = mean;
+            shift2 += step * step;
+        }
+        if (shift2 <= tolerance * tolerance) break;
+    }
+    *iterations = iteration;
+    *moved = sqrt(shift2);
+}
+
+CLONES static void climb_in_tree(const struct tree *t, double radius, double tolerance, int max_iterations, int64_t first,
+                                 int64_t last, double *seeds, double *mass, int32_t *iterations, double *moved) {
+    for (int64_t i = first; i < last; i++)
+        climb_tree(t, radius, tolerance, max_iterations, seeds + i * t->padded, mass + i, iterations + i, moved + i);
+}
+
+CLONES static void climb_in_cloud(const struct cloud *p, double radius, double tolerance, int max_iterations, int64_t first,
+                                  int64_t last, double *seeds, double *mass, int32_t *iterations, double *moved,
+                                  uint8_t *members) {
+    for (int64_t i = first; i < last; i++)
+        climb_cloud(p, radius, tolerance, max_iterations, seeds + i * p->padded, mass + i, iterations + i, moved + i, members);
+}
+
+void cvi_climb_tree(const double *low, const double *high, const double *sum, const double *mass_of, const int32_t *block,
+                    const double *points, const double *weights, int inner, int dimensions, int padded, double radius,
+                    double tolerance, int max_iterations, int64_t first, int64_t last, double *seeds, double *mass,
+                    int32_t *iterations, double *moved) {
     const struct tree t = {low, high, sum, mass_of, block, points, weights, inner, dimensions, padded};
-    climb_points(&t, radius, tolerance, max_iterations, first, last, seeds, mass, iterations, moved);
+    climb_in_tree(&t, radius, tolerance, max_iterations, first, last, seeds, mass, iterations, moved);
+}
+
+/* `members` is room for one byte for every LANES points, for this call alone. */
+void cvi_climb_cloud(const float *screen, const double *rows, const double *weights, int points, int dimensions, int padded,
+                     float margin, double radius, double tolerance, int max_iterations, int64_t first, int64_t last,
+                     double *seeds, double *mass, int32_t *iterations, double *moved, uint8_t *members) {
+    const struct cloud p = {screen, rows, weights, points, dimensions, padded, margin};
+    climb_in_cloud(&p, radius, tolerance, max_iterations, first, last, seeds, mass, iterations, moved, members);
 }

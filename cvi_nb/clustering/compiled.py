@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['has_compiled', 'climb_image', 'PointTree']
+__all__ = ['has_compiled', 'climb_image', 'PointTree', 'PointCloud']
 
-# %% ../../nbs/02_clustering/02_compiled.ipynb #677c0a59
+# %% ../../nbs/02_clustering/02_compiled.ipynb #ddfe4493
 _P, _I, _L, _F, _D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _SIGNATURES = {
     "cvi_climb_rows": [_P, _P, _I, _I, _I, _I, _F, _F, _I, _I, _F, _I, _I, _I, _P, _P, _P],
-    "cvi_climb_points": [_P] * 7 + [_I, _I, _I, _D, _D, _I, _L, _L, _P, _P, _P, _P],
+    "cvi_climb_tree": [_P] * 7 + [_I] * 3 + [_D, _D, _I, _L, _L] + [_P] * 4,
+    "cvi_climb_cloud": [_P] * 3 + [_I] * 3 + [_F, _D, _D, _I, _L, _L] + [_P] * 5,
 }
 
 
@@ -123,7 +124,7 @@ def climb_image(
     _in_threads(work, height, 8)
     return torch.from_numpy(modes), torch.from_numpy(iterations), torch.from_numpy(moved)
 
-# %% ../../nbs/02_clustering/02_compiled.ipynb #3dd4b615
+# %% ../../nbs/02_clustering/02_compiled.ipynb #19633a9a
 def _split(points: np.ndarray, depth: int) -> np.ndarray:
     """An order of the points in which the 2**depth leaves of the tree are consecutive and of equal size (± 1)."""
     order = np.arange(len(points))
@@ -136,6 +137,19 @@ def _split(points: np.ndarray, depth: int) -> np.ndarray:
             axis = np.argmax(np.ptp(values, axis=0))
             order[first:last] = part[np.argpartition(values[:, axis], middle - first)]
     return order
+
+
+def _climb_all(run: Callable[..., None], seeds: np.ndarray, cloud: PointTree | PointCloud) -> tuple[np.ndarray, ...]:
+    """Let `run` climb from all seeds (S, D), given in the cloud's own coordinates, and bring the ends back from these."""
+    library = _library()
+    at = np.zeros((len(seeds), cloud.padded))
+    at[:, : cloud.dimensions] = seeds
+    mass, iterations, moved = np.zeros(len(at)), np.zeros(len(at), dtype=np.int32), np.zeros(len(at))
+    results = (_address(at), _address(mass), _address(iterations), _address(moved))
+    _in_threads(lambda first, last: run(library, first, last, results), len(at), 256)
+    ends = np.empty((len(at), cloud.dimensions))
+    ends[:, cloud.axes] = at[:, : cloud.dimensions]
+    return ends + cloud.centre, mass, iterations, moved
 
 
 class PointTree:
@@ -154,7 +168,9 @@ class PointTree:
         nodes = 2 * self.inner + 1
         self.low, self.high, self.sum = (np.zeros((nodes, self.padded)) for _ in range(3))
         self.mass, self.block = np.zeros(nodes), np.zeros((nodes, 2), dtype=np.int32)
-        edges, blocks, lanes = np.linspace(0, count, 2**depth + 1).astype(int), [], []
+        edges = np.linspace(0, count, 2**depth + 1).astype(int)
+        blocks: list[np.ndarray] = []
+        lanes: list[np.ndarray] = []
         for i, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
             node, part, w, d = self.inner + i, points[first:last], weights[first:last], slice(self.dimensions)
             self.low[node, d], self.high[node, d] = part.min(0), part.max(0)
@@ -173,21 +189,52 @@ class PointTree:
     def climb(
         self, seeds: np.ndarray, radius: float, tolerance: float, max_iterations: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Flat-kernel trajectories: end points (S, D), weight in the last window, iterations, last shift; all (S,)."""
-        library = _library()
-        assert library is not None
-        at = np.zeros((len(seeds), self.padded))
-        at[:, : self.dimensions] = (seeds - self.centre)[:, self.axes]
-        mass, iterations, moved = np.zeros(len(at)), np.zeros(len(at), dtype=np.int32), np.zeros(len(at))
+        """Flat-kernel climbs: ends (S, D), weight in the last window, iterations, last shift (absolute); all (S,)."""
+        tree = tuple(map(_address, (self.low, self.high, self.sum, self.mass, self.block, self.points, self.weights)))
 
-        def work(first: int, last: int) -> None:
-            library.cvi_climb_points(
-                *map(_address, (self.low, self.high, self.sum, self.mass, self.block, self.points, self.weights)),
-                self.inner, self.dimensions, self.padded, radius, tolerance, max_iterations, first, last,
-                *map(_address, (at, mass, iterations, moved)),
+        def run(library: ctypes.CDLL, first: int, last: int, results: tuple[int, ...]) -> None:
+            library.cvi_climb_tree(
+                *tree, self.inner, self.dimensions, self.padded, radius, tolerance, max_iterations, first, last, *results
+            )
+
+        return _climb_all(run, (seeds - self.centre)[:, self.axes], self)
+
+
+class PointCloud:
+    """Points (N, D) with weights (N,) in plain blocks, for `climb`; for many dimensions."""
+
+    def __init__(self, points: np.ndarray, weights: np.ndarray):
+        count, self.dimensions = points.shape
+        self.centre = points.mean(0)
+        self.axes = np.argsort(-points.var(0), kind="stable")
+        self.padded = -(-self.dimensions // 4) * 4
+        points = (points - self.centre)[:, self.axes]
+        order = _split(points, max(0, int(np.log2(max(1, count / 8)))))
+        points, self.weights = points[order], np.ascontiguousarray(weights[order], dtype=np.float64)
+        self.rows = np.zeros((count, self.padded))
+        self.rows[:, : self.dimensions] = points
+        self.largest = float(np.abs(points).max())
+        screen = np.full((-(-count // 8) * 8, self.padded), 1e15, dtype=np.float32)
+        screen[:count] = self.rows
+        self.screen = np.ascontiguousarray(screen.reshape(-1, 8, self.padded).swapaxes(1, 2))
+
+    def climb(
+        self, seeds: np.ndarray, radius: float, tolerance: float, max_iterations: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `PointTree.climb`."""
+        # A distance r is off by at most the rounding of 2 D coordinates, its square also by that of D + 1 operations.
+        seeds = (seeds - self.centre)[:, self.axes]
+        largest = max(self.largest, float(np.abs(seeds).max(initial=0)))
+        unit = 2.0**-24
+        coordinates = 2 * unit * largest * self.dimensions**0.5 / radius
+        margin = 2 * (coordinates * (2 + coordinates) + (self.dimensions + 4) * unit)
+        cloud = tuple(map(_address, (self.screen, self.rows, self.weights)))
+
+        def run(library: ctypes.CDLL, first: int, last: int, results: tuple[int, ...]) -> None:
+            members = np.empty(len(self.screen), dtype=np.uint8)
+            library.cvi_climb_cloud(
+                *cloud, len(self.rows), self.dimensions, self.padded, min(margin, 1e30), radius, tolerance, max_iterations,
+                first, last, *results, _address(members),
             )  # fmt: skip
 
-        _in_threads(work, len(at), 256)
-        ends = np.empty((len(at), self.dimensions))
-        ends[:, self.axes] = at[:, : self.dimensions]
-        return ends + self.centre, mass, iterations, moved
+        return _climb_all(run, seeds, self)
