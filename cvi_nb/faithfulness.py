@@ -110,7 +110,7 @@ def _separable(images: Tensor, kernel: Tensor) -> Tensor:
     x = F.pad(images.flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")  # (B·C, 1, H+2r, W+2r)
     return F.conv2d(F.conv2d(x, kernel[None, None, None]), kernel[None, None, :, None]).view_as(images)
 
-# %% ../nbs/06_faithfulness.ipynb #98f4c7c3
+# %% ../nbs/06_faithfulness.ipynb #0a575130
 _TIES = ("raster", "random")
 
 
@@ -154,8 +154,8 @@ class _Bench:
             raise ValueError(f"`target` must be in 0..{classes - 1}, the network's classes, got {int(target.max())}")
         if target.dtype == torch.bool and target.shape[1] != classes:
             raise ValueError(f"`target` must have {classes} columns, one per class, got {tuple(target.shape)}")
-        if logits.isnan().any():
-            raise ValueError(f"`model` must return numbers, got NaN logits for image {int(i[logits.isnan().any(1)][0])}")
+        if (bad := logits.isnan().any(1)).any():
+            raise ValueError(f"`model` must return numbers, got NaN logits for image {int(i[bad][0])}")
         return probability(logits, target[i.to(target.device)])
 
 
@@ -179,7 +179,7 @@ def _check_count(value: Any, name: str, most: int | None = None, what: str = "")
         expected = f"an integer from 1 to {most}{what}" if most else "a positive integer"
         raise ValueError(f"`{name}` must be {expected}, got {value!r}")
 
-# %% ../nbs/06_faithfulness.ipynb #5af67f0b
+# %% ../nbs/06_faithfulness.ipynb #a237bbc6
 @dataclass(frozen=True, eq=False, repr=False)
 class PixelCurve:
     """A deletion or insertion curve per image.
@@ -281,7 +281,7 @@ def _pixel_curve(bench: _Bench, maps: Tensor, baseline: Baseline, steps: int, in
     name, fill = _fill(baseline, bench.images)
     counts = torch.arange(steps + 1) * n // steps
     curve = bench.path(bench.ranks(maps.flatten(1)).view(maps.shape), fill, counts, insert)
-    fraction = (counts / n).to(curve)
+    fraction = counts.to(curve) / n
     return PixelCurve("insertion" if insert else "deletion", name, fraction, curve,
                       torch.trapezoid(curve, fraction), bench.classifier.evaluations - before)
 
@@ -291,7 +291,7 @@ def _image_names(names: Sequence[str] | None, n: int) -> list[str]:
         raise ValueError(f"`names` must have one entry per image ({n}), got {len(names)}")
     return [str(name) for name in names] if names is not None else [f"image {i}" for i in range(n)]
 
-# %% ../nbs/06_faithfulness.ipynb #c3209d09
+# %% ../nbs/06_faithfulness.ipynb #c284782f
 _NO_SCALE = 1e-3  # a smaller fall of probability cannot be divided by
 
 
@@ -384,20 +384,21 @@ def _tile_degradation(bench: _Bench, maps: Tensor, tile: int, baseline: Baseline
     n = down * across
     if n < 2:
         raise ValueError(f"`tile` must be below the image's longer side, {max(h, w)}, got {tile}")
-    _check_count(steps or n, "steps", n, " (the number of tiles)")
+    steps = n if steps is None else steps
+    _check_count(steps, "steps", n, " (the number of tiles)")
     name, fill = _fill(baseline, bench.images)
     means = F.avg_pool2d(maps.to(bench.images.dtype if not maps.is_floating_point() else maps.dtype)[:, None],
                          (min(tile, h), min(tile, w)), (tile, tile), ceil_mode=True)  # (B, 1, down, across)
     ranks = bench.ranks(means.flatten(1)).view(-1, down, across)
     ranks = ranks.repeat_interleave(tile, 1)[:, :h].repeat_interleave(tile, 2)[:, :, :w]
-    counts = torch.arange((steps or n) + 1) * n // (steps or n)
+    counts = torch.arange(steps + 1) * n // steps
     morf = bench.path(ranks, fill, counts, insert=False)
     # Removing the k least relevant tiles shows the n − k most relevant; the ends are those of MoRF.
     inner = bench.path(ranks, fill, n - counts[1:-1], insert=True) if len(counts) > 2 else morf[:, :0]
     lerf = torch.cat([morf[:, :1], inner, morf[:, -1:]], 1)
     top, bottom = morf[:, :1], morf[:, -1:]
     scale = (top - bottom).where(top - bottom >= _NO_SCALE, torch.nan)
-    morf, lerf, fraction = (morf - bottom) / scale, (lerf - bottom) / scale, (counts / n).to(morf)
+    morf, lerf, fraction = (morf - bottom) / scale, (lerf - bottom) / scale, counts.to(morf) / n
     score = torch.trapezoid(lerf, fraction) - torch.trapezoid(morf, fraction)
     return TileDegradation(name, fraction, morf, lerf, score, top[:, 0], bottom[:, 0],
                            bench.classifier.evaluations - before)
@@ -405,12 +406,12 @@ def _tile_degradation(bench: _Bench, maps: Tensor, tile: int, baseline: Baseline
 
 def _warn_undefined(result: TileDegradation) -> None:
     if (undefined := result.score.isnan()).any():
-        warnings.warn(f"tile degradation to {result.baseline} is undefined (NaN) for image(s) {_listed(undefined)}: their "
-                      f"probability falls by less than {_NO_SCALE} when everything is removed", stacklevel=3)
+        warnings.warn(f"tile degradation to {result.baseline} is undefined (NaN) for image(s) {_listed(undefined)}: "
+                      f"their probability falls by less than {_NO_SCALE} when everything is removed", stacklevel=3)
 
-# %% ../nbs/06_faithfulness.ipynb #db0c2926
+# %% ../nbs/06_faithfulness.ipynb #28df62f5
 def random_map(images: Tensor, seed: int = 0) -> Tensor:
-    """Independent uniform values in [0, 1): maps (B, H, W) for images (B, C, H, W), drawn image by image from `seed`."""
+    """Independent uniform values in [0, 1), image by image from `seed`: maps (B, H, W) for images (B, C, H, W)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.rand(*images.shape[2:], generator=generator) for _ in images]).to(images.device)
 
@@ -513,7 +514,7 @@ def _check_groups(groups: Sequence[Any] | None, n: int) -> np.ndarray:
         raise ValueError(f"`groups` must have one entry per image ({n}), got shape {values.shape}")
     return values
 
-# %% ../nbs/06_faithfulness.ipynb #d3bbaafc
+# %% ../nbs/06_faithfulness.ipynb #57abac71
 def _judge_deletion(bench: _Bench, maps: Tensor, baseline: Baseline, steps: int, **_: Any) -> tuple[Any, ...]:
     result = _pixel_curve(bench, maps, baseline, steps, insert=False)
     return result.area, result.fraction, result.curve
@@ -607,7 +608,8 @@ class FaithfulnessResult:
             for method, rows_of in values.items():
                 value, groups = rows_of["value"].to_numpy(), rows_of["group"].to_numpy()
                 kept = np.isfinite(value)
-                row = {"metric": metric, "baseline": baseline, "method": method, "better": _BETTER.get(metric, "higher"),
+                row = {"metric": metric, "baseline": baseline, "method": method,
+                       "better": _BETTER.get(str(metric), "higher"),
                        "images": int(kept.sum()), "undefined": int((~kept).sum())}
                 row |= zip(("mean", "low", "high"), _interval(value, groups, kept, n, level, seed), strict=True)
                 if against is not None:
@@ -628,30 +630,32 @@ class FaithfulnessResult:
         rows = -(-len(panels) // columns)
         with style():
             fig, axes = plt.subplots(rows, columns, squeeze=False,
-                                     figsize=(PAGE, rows * (0.65 + 0.19 * len(self.methods))))
+                                     figsize=(PAGE, rows * (0.78 + 0.19 * len(self.methods))))
             for ax, ((metric, baseline), part) in zip(axes.flat, panels, strict=False):
-                bars = {row.method: _drawable(row.mean, row.low, row.high) for row in part.itertuples()}
-                bars_with_intervals(bars, f"{metric} ({_BETTER.get(metric, 'higher')} is better)", ax=ax,
-                                    highlight=[name for name in highlight if name in bars])
-                ax.set_title(f"{metric}, {baseline}")
-                ax.set_xlabel(f"{_BETTER.get(metric, 'higher')} is better")
-                if ax is not axes.flat[0] and ax not in axes[:, 0] and len(bars) == len(self.methods):
+                numbers = zip(part["method"], part["mean"], part["low"], part["high"], strict=True)
+                bars = {method: _drawable(mean, low, high) for method, mean, low, high in numbers}
+                bars_with_intervals(bars, f"{part['better'].iloc[0]} is better", ax=ax, highlight=highlight)
+                ax.set_title(f"{metric}\n{baseline}")
+                if ax not in axes[:, 0]:
                     ax.set_yticklabels([])
             for ax in axes.flat[len(panels):]:
                 ax.set_axis_off()
         return fig
 
-    def plot_curves(self, metric: str, baseline: str, ax: Any = None) -> Any:
-        """Draw the methods' mean curves of one metric and baseline; returns the matplotlib axes."""
+    def plot_curves(self, metric: str, baseline: str, ax: Any = None, labels: str = "auto") -> Any:
+        """Draw the methods' mean curves of one metric and baseline (`labels` as in `curves`); returns the axes."""
         from cvi_nb.plot import curves
 
         if (metric, baseline) not in self.curves:
             raise ValueError(f"`metric`, `baseline` must be one of {list(self.curves)}, got {(metric, baseline)!r}")
         fraction, values = self.curves[metric, baseline]
-        means = {name: curve[np.isfinite(curve).all(1)].mean(0) for name, curve in values.items()}
+        values = {name: curve[np.isfinite(curve).all(1)] for name, curve in values.items()}
+        if not all(map(len, values.values())):
+            raise ValueError(f"{metric}, {baseline} is undefined for every image: there is no curve to draw")
+        means = {name: curve.mean(0) for name, curve in values.items()}
         removed = {"deletion": "pixels removed", "insertion": "pixels inserted"}.get(metric, "tiles removed")
         ylabel = "LeRF − MoRF, normalised" if metric == "degradation" else "mean probability"
-        return curves(fraction, means, f"fraction of {removed}, {baseline}", ylabel, ax=ax)
+        return curves(fraction, means, f"fraction of {removed}", ylabel, ax=ax, labels=labels)
 
 
 def _interval(
