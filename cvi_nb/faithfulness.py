@@ -179,7 +179,7 @@ def _check_count(value: Any, name: str, most: int | None = None, what: str = "")
         expected = f"an integer from 1 to {most}{what}" if most else "a positive integer"
         raise ValueError(f"`{name}` must be {expected}, got {value!r}")
 
-# %% ../nbs/06_faithfulness.ipynb #a237bbc6
+# %% ../nbs/06_faithfulness.ipynb #a4ee237e
 @dataclass(frozen=True, eq=False, repr=False)
 class PixelCurve:
     """A deletion or insertion curve per image.
@@ -244,7 +244,7 @@ def deletion(
     steps : int
         Equal steps, up to one pixel each; after step s, ⌊s·H·W/steps⌋ pixels are removed.
     batch_size : int
-        Images in memory at once.
+        Images in memory at once. On a CPU, batches of 4 to 8 photos are often twice as fast as larger ones.
     ties : {"raster", "random"}
         Pixels of equal value go from left to right and top to bottom, or in the order of one permutation drawn from
         `seed`.
