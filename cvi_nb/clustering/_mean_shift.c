@@ -13,6 +13,7 @@
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef float vf_loose __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int64_t vl __attribute__((vector_size(32)));
 
 INLINE vf where(vi mask, vf v) { return (vf)((vi)v & mask); }
 
@@ -45,67 +46,107 @@ struct image {
     int ball, normal, max_iterations;
 };
 
-INLINE int climb(const struct image *im, const int channels, const int ball, const int normal, float *point, float *moved) {
+/* Whether one pixel lies in the window, in double precision. */
+INLINE int decide(const struct image *im, const int channels, const int ball, int row, int column, const double *point) {
+    const double dy = row - point[0], dx = column - point[1], reach2 = (double)im->reach * im->reach;
+    const double radius2 = (double)im->radius * im->radius;
+    double d_space = dx * dx + dy * dy, d_range = 0;
+    for (int c = 0; c < channels; c++) {
+        const double d = im->planes[((int64_t)c * im->height + row) * im->stride + column] - point[2 + c];
+        d_range += d * d;
+    }
+    return ball ? d_space / radius2 + d_range <= reach2 : (d_space <= radius2 * reach2) & (d_range <= reach2);
+}
+
+INLINE int any(vi mask) {
+    const vl pairs = (vl)mask;
+    return ((pairs[0] | pairs[1]) | (pairs[2] | pairs[3])) != 0;
+}
+
+INLINE int climb(const struct image *im, const int channels, const int ball, const int normal, double *point, float *moved) {
     const float radius2 = im->radius * im->radius, reach2 = im->reach * im->reach;
-    const float limit = radius2 * reach2, edge = im->radius * im->reach;
-    const float scale = 1.0f / radius2;
+    const float limit = radius2 * reach2, edge = im->radius * im->reach, scale = 1.0f / radius2;
+    const float more = 1 + 4e-6f, less = 1 - 4e-6f; /* beyond these, single precision decides alone */
+    int careful = 0;
     vf lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
     int iteration = 0;
     while (iteration < im->max_iterations) {
-        iteration++;
-        const float y = point[0], x = point[1];
-        int top = (int)ceilf(fmaxf(y - edge, 0)), bottom = (int)floorf(fminf(y + edge, im->height - 1));
-        const int left = (int)ceilf(fmaxf(x - edge, 0)), right = (int)floorf(fminf(x + edge, im->width - 1));
+        const double y = point[0], x = point[1];
+        const int top = (int)ceil(fmax(y - edge, 0)), bottom = (int)floor(fmin(y + edge, im->height - 1));
+        const int left = (int)ceil(fmax(x - edge, 0)), right = (int)floor(fmin(x + edge, im->width - 1));
+        /* on the pixel grid squared distances are whole numbers, and exact */
+        const int whole = !ball && y == floor(y) && x == floor(x);
+        const float far_more = limit * (whole ? 1 : more), far_less = limit * (whole ? 1 : less);
+        vi doubt = {0}, members = {0};
         vf weight = {0}, sum_y = {0}, sum_x = {0}, sum[channels];
-        for (int c = 0; c < channels; c++) sum[c] = (vf){0};
+        float high[channels], low[channels]; /* the point's range in two parts */
+        for (int c = 0; c < channels; c++) {
+            sum[c] = (vf){0};
+            high[c] = point[2 + c];
+            low[c] = point[2 + c] - high[c];
+        }
         for (int row = top; row <= bottom; row++) {
-            const float dy = row - y, dy2 = dy * dy;
+            const float dy = row - y, dy2 = dy * dy, down = row - top;
             for (int column = left; column <= right; column += LANES) {
                 const float *at = im->planes + (int64_t)row * im->stride + column;
-                vf dx = lane + ((float)column - x), d_space = dx * dx + dy2, d_range = {0}, d[channels];
+                const vf across = lane + (float)(column - left);
+                vf dx = lane + (float)(column - x), d_space = dx * dx + dy2, d_range = {0}, d[channels];
                 for (int c = 0; c < channels; c++) {
-                    d[c] = *(const vf_loose *)(at + (int64_t)c * im->height * im->stride) - point[2 + c];
+                    d[c] = (*(const vf_loose *)(at + (int64_t)c * im->height * im->stride) - high[c]) - low[c];
                     d_range += d[c] * d[c];
                 }
-                vi inside;
-                if (ball)
-                    inside = d_space * scale + d_range <= reach2;
-                else
-                    inside = (d_space <= limit) & (d_range <= reach2);
+                vi inside, surely;
+                if (ball) {
+                    const vf joint = d_space * scale + d_range;
+                    inside = joint <= reach2 * more;
+                    surely = joint <= reach2 * less;
+                } else {
+                    inside = (d_space <= far_more) & (d_range <= reach2 * more);
+                    surely = (d_space <= far_less) & (d_range <= reach2 * less);
+                }
+                doubt |= inside ^ surely;
+                if (careful && any(inside ^ surely))
+                    for (int i = 0; i < LANES; i++)
+                        if (inside[i] != surely[i]) inside[i] = -decide(im, channels, ball, row, column + i, point);
                 vf w;
                 if (normal) {
                     vf e = (d_space * scale + d_range) * -0.5f;
                     e = where(e >= -80.0f, e + 80.0f) - 80.0f;
                     w = where(inside, exponential(e));
                     weight += w;
-                    sum_y += w * dy;
-                    sum_x += w * dx;
+                    sum_y += w * down;
+                    sum_x += w * across;
                     for (int c = 0; c < channels; c++) sum[c] += w * d[c];
                 } else {
-                    vf zero = {0};
-                    weight += where(inside, zero + 1.0f);
-                    sum_y += where(inside, zero + dy);
-                    sum_x += where(inside, dx);
+                    const vf zero = {0};
+                    members -= inside;
+                    sum_y += where(inside, zero + down);
+                    sum_x += where(inside, across);
                     for (int c = 0; c < channels; c++) sum[c] += where(inside, d[c]);
                 }
             }
         }
-        const float n = total(weight);
+        if (!careful && any(doubt)) {
+            careful = 1; /* once more, with a second look at each doubtful pixel */
+            continue;
+        }
+        careful = 0;
+        iteration++;
+        for (int i = 0; i < LANES; i++) weight[i] += members[i];
+        const double n = total(weight);
         *moved = 0;
         if (n <= 0) break;
-        float step = total(sum_y) / n, shift2 = step * step;
-        point[0] = y + step;
-        step = total(sum_x) / n;
-        point[1] = x + step;
-        shift2 = (shift2 + step * step) * scale;
+        point[0] = top + total(sum_y) / n;
+        point[1] = left + total(sum_x) / n;
+        double shift2 = ((point[0] - y) * (point[0] - y) + (point[1] - x) * (point[1] - x)) / ((double)im->radius * im->radius);
         for (int c = 0; c < channels; c++) {
-            step = total(sum[c]) / n;
+            const double step = total(sum[c]) / n;
             point[2 + c] += step;
             shift2 += step * step;
         }
         *moved = shift2;
-        if (shift2 <= im->tolerance * im->tolerance) break;
+        if (shift2 <= (double)im->tolerance * im->tolerance) break;
     }
     return iteration;
 }
@@ -114,7 +155,7 @@ INLINE int climb(const struct image *im, const int channels, const int ball, con
     CLONES static void name(const struct image *im, const uint8_t *valid, int first, int last, float *modes, \
                             int32_t *iterations, float *moved) {                                             \
         const int64_t area = (int64_t)im->height * im->width;                                                \
-        float point[2 + (CHANNELS)];                                                                         \
+        double point[2 + (CHANNELS)];                                                                         \
         for (int64_t i = (int64_t)first * im->width; i < (int64_t)last * im->width; i++) {                   \
             if (!valid[i]) continue;                                                                         \
             const int row = i / im->width, column = i % im->width;                                           \

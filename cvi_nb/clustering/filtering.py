@@ -22,7 +22,7 @@ from ..data import check_images
 # %% auto #0
 __all__ = ['climb_portable', 'FilterResult', 'mean_shift_filter']
 
-# %% ../../nbs/02_clustering/04_filtering.ipynb #2a7f0fa0
+# %% ../../nbs/02_clustering/04_filtering.ipynb #9139765e
 @dataclass(frozen=True)
 class _Tiles:
     """What lies around each tile: `table` (B·Ty·Tx, C + 4, K) with rows range, squared range, counts, row, column."""
@@ -45,7 +45,7 @@ class _Tiles:
         views = stack.unfold(2, side, size).unfold(3, side, size).permute(0, 2, 3, 1, 4, 5)  # (B, Ty, Tx, C + 1, S, S)
         table = views.flatten(4).flatten(0, 2)
         colour, seen = table[:, :-1], table[:, -1:]
-        centre = (colour * seen).sum(2) / seen.sum(2).clamp_min(1)
+        centre = ((colour * seen).sum(2) / seen.sum(2).clamp_min(1)).round()  # exact coordinates stay exact
         colour = (colour - centre[..., None]) * seen
         square = colour.square().sum(1, keepdim=True) + (1 - seen) * 1e30
         grid = torch.arange(side, device=features.device).to(features) - halo
@@ -55,7 +55,7 @@ class _Tiles:
 
 
 def _groups(key: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cut runs of equal, sorted `key` (N,) into groups of at most `size`: keys (G,), members (G, size), which are real."""
+    """Cut runs of equal, sorted `key` (N,) into groups: keys (G,), members (G, size), which of these are real."""
     unique, counts = torch.unique_consecutive(key, return_counts=True)
     groups = (counts + size - 1) // size
     run = torch.arange(len(unique), device=key.device).repeat_interleave(groups)
@@ -65,11 +65,19 @@ def _groups(key: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     lane = torch.arange(size, device=key.device)
     return unique[run], start[:, None] + torch.minimum(lane, filled[:, None] - 1), lane < filled[:, None]
 
-# %% ../../nbs/02_clustering/04_filtering.ipynb #05e2f207
+# %% ../../nbs/02_clustering/04_filtering.ipynb #606bf411
 def _window_means(
-    tiles: _Tiles, at: Tensor, s: Tensor, r: Tensor, radius: float, window: str, kernel: str, reach: float, scratch: Tensor
+    tiles: _Tiles,
+    at: Tensor,
+    s: Tensor,
+    r: Tensor,
+    radius: float,
+    window: str,
+    kernel: str,
+    reach: float,
+    scratch: Tensor,
 ) -> Tensor:
-    """The means (G, Q, 2 + C) of the windows around places s (G, Q, 2) and ranges r (G, Q, C), all within tiles `at`."""
+    """The means (G, Q, 2 + C) of the windows around places s (G, Q, 2) and ranges r (G, Q, C) in tiles `at`."""
     groups, count, channels = r.shape
     table = tiles.table[at]  # (G, C + 4, K)
     d_range, d_space = scratch[:, : groups * count * table.shape[2]].view(2, groups, count, -1)
@@ -110,7 +118,9 @@ def climb_portable(
     batch, channels, height, width = features.shape
     tiles = _Tiles.cut(features, valid, radius * reach)
     image, y, x = torch.nonzero(valid, as_tuple=True)
-    point = torch.cat([torch.stack([y, x], 1).to(features), features.permute(0, 2, 3, 1)[image, y, x]], 1)  # (N, 2 + C)
+    cell = torch.stack([y, x], 1) // tiles.size  # (N, 2) the tile a point is in; places count from there: fewer digits
+    space = torch.stack([y, x], 1).to(features) - (cell * tiles.size).to(features)
+    colour = features.permute(0, 2, 3, 1)[image, y, x]
     iterations = torch.zeros(len(image), dtype=torch.int32, device=features.device)
     moved = features.new_full((len(image),), math.inf)
     active = torch.arange(len(image), device=features.device)
@@ -120,37 +130,38 @@ def climb_portable(
     for _ in range(max_iterations):
         if not len(active):
             break
-        cell = (point[active, :2] / tiles.size).long()
-        key, order = torch.sort((image[active] * tiles.rows + cell[:, 0]) * tiles.columns + cell[:, 1], stable=True)
+        key = (image[active] * tiles.rows + cell[active, 0]) * tiles.columns + cell[active, 1]
+        key, order = torch.sort(key, stable=True)
         active = active[order]
         at, member, real = _groups(key, size)
-        origin = torch.stack([at // tiles.columns % tiles.rows, at % tiles.columns], 1) * tiles.size
-        offset = torch.cat([origin.to(features), tiles.centre[at]], 1)[:, None]  # (G, 1, 2 + C)
-        before = point[active[member]] - offset
+        who = active[member]  # (G, Q)
+        s, r = space[who], colour[who] - tiles.centre[at][:, None]
         after = torch.cat(
             [
                 _window_means(
-                    tiles, at[g : g + step], before[g : g + step, :, :2], before[g : g + step, :, 2:],
-                    radius, window, kernel, reach, scratch,
+                    tiles, at[g : g + step], s[g : g + step], r[g : g + step], radius, window, kernel, reach, scratch
                 )
                 for g in range(0, len(at), step)
             ]
-        )  # fmt: skip
-        change = (after - before).square()
-        change = change[..., :2].sum(-1) / radius**2 + change[..., 2:].sum(-1)
-        point[active[member[real]]] = (after + offset)[real]
+        )
+        change = (after[..., :2] - s).square().sum(-1) / radius**2 + (after[..., 2:] - r).square().sum(-1)
         moved[active] = change[real]
+        colour[active] = (after[..., 2:] + tiles.centre[at][:, None])[real]
+        place = after[..., :2][real]
+        hop = torch.div(place, tiles.size, rounding_mode="floor")  # into another tile
+        cell[active] += hop.long()
+        space[active] = place - hop * tiles.size
         iterations[active] += 1
         active = active[moved[active] > tolerance**2]
     modes = features.new_full((batch, height, width, 2 + channels), math.nan)
-    modes[image, y, x] = point
+    modes[image, y, x] = torch.cat([space + (cell * tiles.size).to(features), colour], 1)
     counts = torch.zeros(batch, height, width, dtype=torch.int32, device=features.device)
     counts[image, y, x] = iterations
     last = features.new_zeros(batch, height, width)
     last[image, y, x] = moved
     return modes.permute(0, 3, 1, 2).contiguous(), counts, last
 
-# %% ../../nbs/02_clustering/04_filtering.ipynb #bc2bed49
+# %% ../../nbs/02_clustering/04_filtering.ipynb #b2bbb3bf
 @dataclass(frozen=True)
 class _Domain:
     """Range coordinates over their bandwidths (B, C, H, W), the pixels that count (B, H, W), the bandwidths (C,)."""
@@ -175,7 +186,12 @@ def _one_of(value: Any, name: str, choices: Sequence[str | None]) -> None:
 
 
 def _domain(
-    images: Tensor, range_bandwidth: float, colour: str | None, features: Tensor | None, feature_bandwidth: Any, mask: Any
+    images: Tensor,
+    range_bandwidth: float,
+    colour: str | None,
+    features: Tensor | None,
+    feature_bandwidth: Any,
+    mask: Any,
 ) -> _Domain:
     images = check_images(images, allow_empty=True)
     _one_of(colour, "colour", (*COLOUR_SPACES, None))
@@ -193,14 +209,16 @@ def _domain(
     colours = len(bandwidths)
     if features is not None:
         if not isinstance(features, Tensor) or features.ndim != 4 or (len(features), *features.shape[2:]) != size:
-            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"`features` must be a tensor of shape {(size[0], 'F', *size[1:])}, got {found}")
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"`features` must be a tensor of shape {(size[0], 'F', *size[1:])}, got {got}")
         if not features.isfinite().all():
             raise ValueError("`features` must be finite, got NaN or infinite values")
         count = features.shape[1]
         given = list(feature_bandwidth) if isinstance(feature_bandwidth, Sequence) else [feature_bandwidth] * count
         if len(given) != count:
-            raise ValueError(f"`feature_bandwidth` must be a number or one for each of {count} features, got {len(given)}")
+            raise ValueError(
+                f"`feature_bandwidth` must be a number or one for each of {count} features, got {len(given)}"
+            )
         bandwidths += [_positive(value, "feature_bandwidth") for value in given]
         parts.append(features.detach().to(images.device, dtype))
     if not parts:
@@ -214,8 +232,15 @@ def _domain(
     scale = torch.tensor(bandwidths, dtype=dtype, device=images.device)
     return _Domain(torch.cat(parts, 1) / scale[:, None, None], valid, scale, colours)
 
-# %% ../../nbs/02_clustering/04_filtering.ipynb #2a016e18
+# %% ../../nbs/02_clustering/04_filtering.ipynb #53e2e8ff
 _REACH = {"flat": 1.0, "normal": 3.0}
+
+
+def _climb_each(features: Tensor, valid: Tensor, radius: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`climb_image` for each image of a batch."""
+    results = [climb_image(f, v, radius, **options) for f, v in zip(features, valid, strict=True)]
+    modes, iterations, moved = (torch.stack(parts) for parts in zip(*results, strict=True))
+    return modes, iterations, moved
 
 
 def _backend(domain: _Domain, backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
@@ -234,19 +259,29 @@ def _backend(domain: _Domain, backend: str) -> Callable[..., tuple[Tensor, Tenso
     if backend == "compiled":
         if not (has_compiled() and single and device.type == "cpu"):
             raise RuntimeError(
-                f"backend='compiled' needs float32 images on the CPU and the C library that an installation with a C "
-                f"compiler builds; got {domain.scaled.dtype} on {device}, library {'found' if has_compiled() else 'missing'}"
+                f"backend='compiled' needs float32 images on the CPU and the C library, which an installation with a C "
+                f"compiler builds; got {domain.scaled.dtype} on {device}, "
+                f"library {'found' if has_compiled() else 'missing'}"
             )
-        return lambda *a, **k: tuple(map(torch.stack, zip(*(climb_image(f, v, *a[2:], **k) for f, v in zip(*a[:2], strict=True)), strict=True)))  # noqa: E501
+        return _climb_each
     if backend == "fused":
         if not (has_fused(device) and single):
-            raise RuntimeError(f"backend='fused' needs Triton and float32 images on a CUDA device, got {domain.scaled.dtype} on {device}")
+            raise RuntimeError(
+                f"backend='fused' needs Triton and float32 images on CUDA, got {domain.scaled.dtype} on {device}"
+            )
         return climb_fused
     return climb_portable
 
 
 def _climb(
-    domain: _Domain, radius: float, window: str, kernel: str, tolerance: float, max_iterations: int, batch_size: int, backend: str
+    domain: _Domain,
+    radius: float,
+    window: str,
+    kernel: str,
+    tolerance: float,
+    max_iterations: int,
+    batch_size: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Modes in the caller's units, iterations and last shift in bandwidths, `batch_size` images at a time."""
     _one_of(window, "window", ("product", "ball"))
@@ -260,7 +295,16 @@ def _climb(
     if domain.scaled.device.type == "cpu":
         batch_size = 1  # nothing is gained by more, and every image is then computed by itself
     batches = [
-        climb(f, v, radius, window=window, kernel=kernel, reach=_REACH[kernel], tolerance=tolerance, max_iterations=max_iterations)
+        climb(
+            f,
+            v,
+            radius,
+            window=window,
+            kernel=kernel,
+            reach=_REACH[kernel],
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
         for f, v in zip(domain.scaled.split(batch_size), domain.valid.split(batch_size), strict=True)
         if len(f)
     ]
@@ -271,7 +315,7 @@ def _climb(
     modes[:, 2:] *= domain.bandwidths[:, None, None]
     return modes, iterations, moved.sqrt()
 
-# %% ../../nbs/02_clustering/04_filtering.ipynb #5452fc12
+# %% ../../nbs/02_clustering/04_filtering.ipynb #ba3398a4
 @dataclass(frozen=True)
 class FilterResult:
     """What `mean_shift_filter` returns.
@@ -311,7 +355,7 @@ def mean_shift_filter(
     batch_size: int = 16,
     backend: str = "auto",
 ) -> FilterResult:
-    """Discontinuity-preserving smoothing: each pixel takes the colour of the mode it climbs to (Comaniciu & Meer 2002, §4.1).
+    """Smoothing that keeps edges: each pixel takes the colour of the mode it climbs to (Comaniciu & Meer 2002, §4.1).
 
     Parameters
     ----------
@@ -351,6 +395,8 @@ def mean_shift_filter(
     filtered = images
     if colour is not None:
         filtered = to_rgb(modes[:, 2 : 2 + domain.colours], colour)
-        original = images.to(filtered) if filtered.shape[1] == images.shape[1] else from_rgb(images.to(filtered), "grey") / 100
+        original = (
+            images.to(filtered) if filtered.shape[1] == images.shape[1] else from_rgb(images.to(filtered), "grey") / 100
+        )
         filtered = torch.where(domain.valid[:, None], filtered, original)
     return FilterResult(filtered, modes, iterations, shift, shift <= tolerance)

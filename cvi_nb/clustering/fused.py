@@ -22,7 +22,7 @@ def has_fused(device: torch.device) -> bool:
 # %% auto #0
 __all__ = ['has_fused', 'climb_fused']
 
-# %% ../../nbs/02_clustering/03_fused.ipynb #89ff36de
+# %% ../../nbs/02_clustering/03_fused.ipynb #d0a2fe51
 if triton is not None:
 
     @triton.jit
@@ -39,12 +39,14 @@ if triton is not None:
             lane = tl.arange(0, BLOCK)
             base = planes + image * CHANNELS * area
             colour = tl.load(base + channel * area + pixel, mask=used, other=0.0)  # (PADDED,)
-            y, x = (pixel // width).to(tl.float32), (pixel % width).to(tl.float32)
+            # a place is a pixel and a fraction of one, so that no digits are lost far from the corner
+            row0, column0 = (pixel // width).to(tl.int32), (pixel % width).to(tl.int32)
+            y, x = 0.0, 0.0
             edge = radius * reach
             shift = tolerance * tolerance + 1.0
             count = 0
             while (shift > tolerance * tolerance) & (count < max_iterations):
-                top, left = tl.ceil(y - edge).to(tl.int32), tl.ceil(x - edge).to(tl.int32)
+                top, left = row0 + tl.ceil(y - edge).to(tl.int32), column0 + tl.ceil(x - edge).to(tl.int32)
                 weight, sum_y, sum_x = 0.0, 0.0, 0.0
                 sum_colour = tl.zeros((PADDED,), tl.float32)
                 for start in range(0, side * side, BLOCK):
@@ -52,7 +54,7 @@ if triton is not None:
                     seen = (start + lane < side * side) & (row >= 0) & (row < height) & (column >= 0) & (column < width)
                     at = row * width + column
                     seen = seen & (tl.load(valid + image * area + at, mask=seen, other=0) != 0)
-                    dy, dx = row.to(tl.float32) - y, column.to(tl.float32) - x
+                    dy, dx = (row - row0).to(tl.float32) - y, (column - column0).to(tl.float32) - x
                     d_space = (dx * dx + dy * dy) / (radius * radius)
                     found = tl.load(
                         base + channel[None, :] * area + at[:, None], mask=seen[:, None] & used[None, :], other=0.0
@@ -73,11 +75,14 @@ if triton is not None:
                 n = tl.where(weight > 0, weight, 1.0)  # an empty window moves nothing
                 step_y, step_x, step = sum_y / n, sum_x / n, sum_colour / n
                 y, x, colour = y + step_y, x + step_x, colour + step
+                whole_y, whole_x = tl.floor(y + 0.5), tl.floor(x + 0.5)
+                row0, column0 = row0 + whole_y.to(tl.int32), column0 + whole_x.to(tl.int32)
+                y, x = y - whole_y, x - whole_x
                 shift = (step_y * step_y + step_x * step_x) / (radius * radius) + tl.sum(step * step, axis=0)
                 count += 1
             target = modes + image * (CHANNELS + 2) * area + pixel
-            tl.store(target, y)
-            tl.store(target + area, x)
+            tl.store(target, row0.to(tl.float32) + y)
+            tl.store(target + area, column0.to(tl.float32) + x)
             tl.store(target + (2 + channel) * area, colour, mask=used)
             tl.store(iterations + program, count)
             tl.store(moved + program, shift)
