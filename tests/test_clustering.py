@@ -1,5 +1,6 @@
 """Mean shift on images: against its definition, under symmetries, on odd input, and between backends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,9 +75,9 @@ def test_modes_are_those_of_the_definition(photos, backend, window, hs, hr):
 def test_normal_kernel_and_mask_follow_the_definition(photos, backend):
     image, mask = photos[4, :, :18, :20], torch.ones(18, 20, dtype=torch.bool)
     mask[5:9, 3:12] = False
-    result = mean_shift_filter(image[None], 3, 7, kernel="normal", mask=mask, max_iterations=12, backend=backend)
-    error = scaled(result.modes[0], 3, 7)[mask.flatten()] - truth(image, 3, 7, kernel="normal", steps=12, mask=mask)
-    assert np.abs(error).max() < 1e-2 and np.quantile(np.abs(error), 0.99) < 1e-4  # a pixel at the cut-off may flip
+    result = mean_shift_filter(image[None], 4, 7, kernel="normal", mask=mask, max_iterations=12, backend=backend)
+    error = scaled(result.modes[0], 4, 7)[mask.flatten()] - truth(image, 4, 7, kernel="normal", steps=12, mask=mask)
+    assert np.abs(error).max() < 1e-4
     assert result.modes[0, :, ~mask].isnan().all() and (result.iterations[0, ~mask] == 0).all()
     assert torch.equal(result.images[0, :, ~mask], image[:, ~mask])
 
@@ -119,17 +120,17 @@ from cvi_nb.clustering.colour import from_rgb
 from cvi_nb.clustering.filtering import climb_portable
 from cvi_nb.clustering.fused import climb_fused
 from cvi_nb.data import load_photos
-f = from_rgb(load_photos().images[:2, :, 100:106, 100:107]) / 7
-v = torch.ones(2, 6, 7, dtype=torch.bool)
+f = from_rgb(load_photos().images[:2, :, 100:105, 100:105]) / 7
+v = torch.ones(2, 5, 5, dtype=torch.bool)
 v[0, 2, 3] = False
 for window in ("product", "ball"):
-    for kernel, reach, steps in (("flat", 1.0, 300), ("normal", 3.0, 2)):
+    for kernel, reach, steps in (("flat", 1.0, 6), ("normal", 3.0, 2)):
         o = dict(window=window, kernel=kernel, reach=reach, max_iterations=steps)
         a, b = climb_fused(f, v, 2.2, **o), climb_portable(f, v, 2.2, **o)
         assert (a[0] - b[0]).nan_to_num().abs().max() < 1e-4, (window, kernel)
         assert torch.equal(a[0].isnan(), b[0].isnan()) and torch.equal(a[1], b[1])
 g = f[:1, :1]
-a, b = climb_fused(g, v[1:], 2.5), climb_portable(g, v[1:], 2.5)
+a, b = climb_fused(g, v[1:], 2.2, max_iterations=3), climb_portable(g, v[1:], 2.2, max_iterations=3)
 assert (a[0] - b[0]).abs().max() < 1e-4
 """
     run = [sys.executable, "-c", script]
@@ -341,7 +342,7 @@ def test_without_the_library_the_portable_path_is_used_and_says_so_once(photos, 
 
 
 def test_the_c_source_is_what_its_notebook_writes():
-    nbformat = pytest.importorskip("nbformat")
-    cells = nbformat.read(ROOT / "nbs/02_clustering/02_compiled.ipynb", 4).cells
-    written = "".join(c.source.split("\n", 1)[1] + "\n" for c in cells if c.source.startswith("%%writefile"))
+    notebook = json.loads((ROOT / "nbs/02_clustering/02_compiled.ipynb").read_text(encoding="utf-8"))
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    written = "".join(s.split("\n", 1)[1] + "\n" for s in sources if s.startswith("%%writefile"))
     assert written == (ROOT / "cvi_nb/clustering/_mean_shift.c").read_text(encoding="utf-8")

@@ -68,11 +68,11 @@ def _nearest(low: np.ndarray, high: np.ndarray, distance: np.ndarray) -> tuple[n
     first = np.diff(source, prepend=-1) > 0
     return source[first], target[first]
 
-# %% ../../nbs/02_clustering/05_segmentation.ipynb #99f473bd
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #2a7f9abd
 def _close_and_prune(
     labels: np.ndarray, values: np.ndarray, a: np.ndarray, b: np.ndarray, merge: float, min_size: int
 ) -> np.ndarray:
-    """Steps 2 and 3: labels (N,) of pixels with modes `values` (N, C) and neighbour pairs (a, b)."""
+    """Steps 2, 3: labels (N,) of pixels with modes `values` (N, C) and neighbour pairs (a, b)."""
     while True:
         area, mean = _region_means(labels, values)
         low, high, _ = _region_pairs(labels, a, b)
@@ -107,7 +107,7 @@ def _regions(
         partition[valid] = _renumber(_close_and_prune(labels, values, a, b, merge, min_size))
     return partition
 
-# %% ../../nbs/02_clustering/05_segmentation.ipynb #8c9e672a
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #d7299803
 def _bandwidths(range_bandwidth: Any) -> list[float]:
     given = list(range_bandwidth) if isinstance(range_bandwidth, Sequence) else [range_bandwidth]
     if not given:
@@ -189,8 +189,8 @@ def segment(
     levels = _levels(
         images, _bandwidths(range_bandwidth), min_size, merge, nested, spatial_bandwidth,
         dict(
-            colour=colour, features=features, feature_bandwidth=feature_bandwidth, mask=mask, window=window, kernel=kernel,
-            tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size, backend=backend,
+            colour=colour, features=features, feature_bandwidth=feature_bandwidth, mask=mask, window=window,
+            kernel=kernel, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size, backend=backend,
         ),
     )  # fmt: skip
     if not isinstance(range_bandwidth, Sequence):
