@@ -23,7 +23,7 @@ __all__ = ['Partitioner', 'PARTITIONS', 'Baseline', 'BASELINES', 'mean_shift_par
            'make_baselines', 'paint', 'collect', 'bernoulli_kl', 'Posterior', 'CVI', 'ExactPosterior',
            'exact_posterior']
 
-# %% ../nbs/03_inference.ipynb #2c600c79
+# %% ../nbs/03_inference.ipynb #4d5ca1b3
 Partitioner = Callable[[Tensor], Tensor]
 
 
@@ -34,9 +34,15 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
     the shorter side. Images with other than 1 or 3 channels are clustered by their channels as they are.
     """
     side = min(images.shape[-2:]) / 224
-    colour = {} if images.shape[1] in (1, 3) else {"colour": None, "features": 100 * images}
-    labels, _ = segment(images, spatial_bandwidth=max(2.0, 8 * side), range_bandwidth=tuple(range_bandwidth),
-                        min_size=max(4, round(30 * side**2)), **colour)
+    grey_or_colour = images.shape[1] in (1, 3)
+    labels, _ = segment(
+        images,
+        spatial_bandwidth=max(2.0, 8 * side),
+        range_bandwidth=tuple(range_bandwidth),
+        min_size=max(4, round(30 * side**2)),
+        colour="luv" if grey_or_colour else None,
+        features=None if grey_or_colour else 100 * images,
+    )
     return labels
 
 
@@ -52,7 +58,7 @@ PARTITIONS: dict[str, Partitioner] = {"mean_shift": mean_shift_partition, "grid"
 
 
 def _partitions(partition: Any, images: Tensor) -> Tensor:
-    """`partition` (a name, callable, labels, or a sequence of these) as labels (P, B, H, W), each from 0 without gaps."""
+    """`partition` (a name, callable, labels, or a sequence of these) as labels (P, B, H, W) from 0."""
     if isinstance(partition, str | Tensor) or callable(partition):
         partition = [partition]
     found = []
@@ -60,11 +66,17 @@ def _partitions(partition: Any, images: Tensor) -> Tensor:
         if isinstance(one, str) and one not in PARTITIONS:
             raise ValueError(f"`partition` must be one of {sorted(PARTITIONS)}, a callable or labels, got {one!r}.")
         labels = one if isinstance(one, Tensor) else (PARTITIONS[one] if isinstance(one, str) else one)(images)
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 \
-                or labels.shape[-2:] != images.shape[-2:] or labels.ndim not in (2, 3, 4):
+        if (
+            not isinstance(labels, Tensor)
+            or labels.dtype != torch.int64
+            or labels.shape[-2:] != images.shape[-2:]
+            or labels.ndim not in (2, 3, 4)
+        ):
             got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise ValueError(f"`partition` must give int64 labels (B, H, W) or (P, B, H, W) for images of shape "
-                             f"{tuple(images.shape)}, got {got}.")
+            raise ValueError(
+                f"`partition` must give int64 labels (B, H, W) or (P, B, H, W) for images of shape "
+                f"{tuple(images.shape)}, got {got}."
+            )
         labels = labels.expand(len(images), -1, -1)[None] if labels.ndim < 4 else labels
         if labels.shape[1] != len(images):
             raise ValueError(f"`partition` must have labels for {len(images)} images, got {labels.shape[1]}.")
@@ -78,18 +90,20 @@ def _renumbered(labels: Tensor) -> Tensor:
     """Labels (H, W) without gaps, from 0 in the order of their values."""
     return labels.unique(return_inverse=True)[1]
 
-# %% ../nbs/03_inference.ipynb #d5da5423
+# %% ../nbs/03_inference.ipynb #01a41e1b
 Baseline = str | float | Tensor
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of `images` (B, C, H, W) or maps (B, H, W), `sigma` in pixels, edges reflected; `sigma` 0 is none."""
+    """Gaussian blur of `images` (B, C, H, W) or maps (B, H, W), `sigma` in pixels, edges reflected; 0 for none."""
     if sigma <= 0:
         return images
     maps = images if images.ndim == 4 else images[:, None]
     for axis in (2, 3):
         radius = min(math.ceil(3 * sigma), maps.shape[axis] - 1)
-        kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype) / sigma) ** 2)
+        kernel = torch.exp(
+            -0.5 * (torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype) / sigma) ** 2
+        )
         shape, pad = ((1, 1, -1, 1), (0, 0, radius, radius)) if axis == 2 else ((1, 1, 1, -1), (radius, radius, 0, 0))
         flat = F.pad(maps.flatten(0, 1)[:, None], pad, mode="reflect")
         maps = F.conv2d(flat, (kernel / kernel.sum()).view(shape)).view(maps.shape)
@@ -124,28 +138,34 @@ def make_baselines(baseline: Baseline | Sequence[Baseline], images: Tensor) -> T
     for one in baseline:
         if isinstance(one, str):
             if one not in BASELINES:
-                raise ValueError(f'`baseline` must be "mixed", one of {sorted(BASELINES)}, a number or a tensor, got {one!r}.')
+                raise ValueError(
+                    f'`baseline` must be "mixed", one of {sorted(BASELINES)}, a number or a tensor, got {one!r}.'
+                )
             found.append(BASELINES[one](images))
             continue
         try:
             found.append(torch.as_tensor(one, dtype=images.dtype, device=images.device).expand_as(images))
         except RuntimeError as error:
-            raise ValueError(f"`baseline` must broadcast to images of shape {tuple(images.shape)}, "
-                             f"got {tuple(torch.as_tensor(one).shape)}.") from error
+            raise ValueError(
+                f"`baseline` must broadcast to images of shape {tuple(images.shape)}, "
+                f"got {tuple(torch.as_tensor(one).shape)}."
+            ) from error
         if not bool(((found[-1] >= 0) & (found[-1] <= 1)).all()):
-            raise ValueError(f"`baseline` must be in [0, 1], got {float(found[-1].min()):.3g} to {float(found[-1].max()):.3g}.")
+            raise ValueError(
+                f"`baseline` must be in [0, 1], got {float(found[-1].min()):.3g} to {float(found[-1].max()):.3g}."
+            )
     if not found:
         raise ValueError("`baseline` must name at least one baseline, got an empty sequence.")
     return torch.stack(found)
 
-# %% ../nbs/03_inference.ipynb #f8cf7808
+# %% ../nbs/03_inference.ipynb #a38b47c0
 def paint(values: Tensor, labels: Tensor, feather: float = 0.0) -> Tensor:
     """Maps (N, H, W) with `values` (N, R) on the clusters of `labels` (H, W), edges softened by `feather` pixels."""
     return blurred(values[:, labels], feather)
 
 
 def collect(maps: Tensor, labels: Tensor, clusters: int, feather: float = 0.0) -> Tensor:
-    """Sums (N, R) of `maps` (N, H, W) over the clusters of `labels` (H, W): the adjoint of `paint`, up to the image's edge.
+    """Sums (N, R) of `maps` (N, H, W) over clusters of `labels` (H, W): `paint`'s adjoint, up to the edge.
 
     Sums run along sorted pixels, not through atomic additions, so they are the same on every run and device.
     """
@@ -155,7 +175,7 @@ def collect(maps: Tensor, labels: Tensor, clusters: int, feather: float = 0.0) -
     sums = F.pad(flat[:, one_hot_order].double().cumsum(1), (1, 0))[:, F.pad(ends, (1, 0))]
     return sums.diff(dim=1).to(maps.dtype)
 
-# %% ../nbs/03_inference.ipynb #433f40cd
+# %% ../nbs/03_inference.ipynb #9e7ee7ec
 def _antithetic(draws: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Uniform variates (N, *shape) in pairs u, 1 − u."""
     half = torch.rand(-(-draws // 2), *shape, generator=generator)
@@ -179,11 +199,13 @@ def _coarse_masks(probability: Tensor, draws: int, cells: int, generator: torch.
     nodes = _antithetic(draws, (1, cells + 1, cells + 1), generator) < local
     nodes = nodes.to(probability.device, probability.dtype)
     full = F.interpolate(nodes, ((cells + 1) * step_y, (cells + 1) * step_x), mode="bilinear")[:, 0]
-    tops, lefts = (torch.randint(step, (-(-draws // 2),), generator=generator).repeat_interleave(2)[:draws].tolist()
-                   for step in (step_y, step_x))
-    return torch.stack([m[t:t + height, s:s + width] for m, t, s in zip(full, tops, lefts, strict=True)])
+    tops, lefts = (
+        torch.randint(step, (-(-draws // 2),), generator=generator).repeat_interleave(2)[:draws].tolist()
+        for step in (step_y, step_x)
+    )
+    return torch.stack([m[t : t + height, s : s + width] for m, t, s in zip(full, tops, lefts, strict=True)])
 
-# %% ../nbs/03_inference.ipynb #8851638b
+# %% ../nbs/03_inference.ipynb #2d949d0f
 def bernoulli_kl(log_odds: Tensor, prior_log_odds: float | Tensor) -> Tensor:
     """KL(Bern(σ(`log_odds`)) ‖ Bern(σ(`prior_log_odds`))) in nats, elementwise."""
     prior = torch.as_tensor(prior_log_odds, dtype=log_odds.dtype, device=log_odds.device)
@@ -228,8 +250,10 @@ class Posterior:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return (f"Posterior(images={len(self)}, clusters={self.clusters.tolist()}, partitions={len(self.partitions)}, "
-                f"evaluations per image=({self.evaluations}))")
+        return (
+            f"Posterior(images={len(self)}, clusters={self.clusters.tolist()}, partitions={len(self.partitions)}, "
+            f"evaluations per image=({self.evaluations}))"
+        )
 
     @property
     def clusters(self) -> Tensor:
@@ -263,21 +287,32 @@ class Posterior:
         frames = []
         for i, count in enumerate(self.clusters.tolist()):
             area = torch.bincount(self.partition[i].flatten(), minlength=count)
-            nats = collect(self.criticality[i:i + 1], self.partition[i], count)[0] / area
+            nats = collect(self.criticality[i : i + 1], self.partition[i], count)[0] / area
             low, high = self.interval[i, :count].unbind(-1)
-            frames.append(pd.DataFrame({
-                "image": i, "cluster": range(count), "area": area.cpu(), "probability": self.probability[i, :count].cpu(),
-                "low": low.cpu(), "high": high.cpu(), "criticality": nats.cpu()}))
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "image": i,
+                        "cluster": range(count),
+                        "area": area.cpu(),
+                        "probability": self.probability[i, :count].cpu(),
+                        "low": low.cpu(),
+                        "high": high.cpu(),
+                        "criticality": nats.cpu(),
+                    }
+                )
+            )
         return pd.concat(frames, ignore_index=True)
 
     def plot(self, **options: Any) -> Any:
         """Photos beside their criticality on one labelled scale; `options` go to `cvi_nb.plot.heat_grid`."""
         from cvi_nb.plot import heat_grid
 
-        return heat_grid(self.images.cpu(), {"criticality": self.criticality.cpu()},
-                         **({"unit": "nats per pixel"} | options))
+        return heat_grid(
+            self.images.cpu(), {"criticality": self.criticality.cpu()}, **({"unit": "nats per pixel"} | options)
+        )
 
-# %% ../nbs/03_inference.ipynb #063d2ec4
+# %% ../nbs/03_inference.ipynb #8647cd43
 @dataclass(frozen=True)
 class _Settings:
     """Options of `CVI` that its steps need, after "auto" has been decided."""
@@ -326,9 +361,11 @@ def _refined(partitions: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, Tens
     """Common refinement (H, W) of `partitions` (P, H, W), and the mean (R,) of `values` [(R_p,)] on it."""
     _, labels = partitions.flatten(1).unique(dim=1, return_inverse=True)
     first = torch.full((int(labels.max()) + 1,), labels.numel(), device=labels.device).scatter_reduce_(
-        0, labels, torch.arange(labels.numel(), device=labels.device), "amin")
+        0, labels, torch.arange(labels.numel(), device=labels.device), "amin"
+    )
     return _by_first_pixel(labels, first).view(partitions.shape[1:]), torch.stack(
-        [v[p.flatten()[first.sort().values]] for v, p in zip(values, partitions, strict=True)]).mean(0)
+        [v[p.flatten()[first.sort().values]] for v, p in zip(values, partitions, strict=True)]
+    ).mean(0)
 
 
 def _by_first_pixel(labels: Tensor, first: Tensor) -> Tensor:
@@ -366,15 +403,33 @@ class CVI:
     ValueError, TypeError : an argument that is not as above, named with what came and what was expected
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor], family: str = "presence",
-                 partition: str | Partitioner | Tensor | Sequence[Any] = "mean_shift",
-                 baseline: Baseline | Sequence[Baseline] = "mixed", budget: int = 64, temperature: float = 1.0,
-                 prior: float = 0.5, batch_size: int = 16, seed: int = 0, *, evidence: str | Evidence = "log_probability",
-                 estimator: str = "gradient", weighting: str = "importance", steps: int = 1,
-                 learning_rate: float | None = None, relaxation: float = 1.0, coarse: float | None = None,
-                 feather: float | None = None, progress: bool = False):
-        for name, value, allowed in (("family", family, ("presence",)), ("estimator", estimator, ("gradient", "forward")),
-                                     ("weighting", weighting, ("importance", "uniform"))):
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        family: str = "presence",
+        partition: str | Partitioner | Tensor | Sequence[Any] = "mean_shift",
+        baseline: Baseline | Sequence[Baseline] = "mixed",
+        budget: int = 64,
+        temperature: float = 1.0,
+        prior: float = 0.5,
+        batch_size: int = 16,
+        seed: int = 0,
+        *,
+        evidence: str | Evidence = "log_probability",
+        estimator: str = "gradient",
+        weighting: str = "importance",
+        steps: int = 1,
+        learning_rate: float | None = None,
+        relaxation: float = 1.0,
+        coarse: float | None = None,
+        feather: float | None = None,
+        progress: bool = False,
+    ):
+        for name, value, allowed in (
+            ("family", family, ("presence",)),
+            ("estimator", estimator, ("gradient", "forward")),
+            ("weighting", weighting, ("importance", "uniform")),
+        ):
             if value not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
         for name, number, least in (("batch_size", batch_size, 1), ("steps", steps, 1), ("budget", budget, 4 * steps)):
@@ -407,11 +462,19 @@ class CVI:
         settings = self._settings(images)
         partitions = _partitions(self.partition, images)
         baselines = make_baselines(self.baseline, images)
-        results = [self._infer_one(images[i], target[i], partitions[:, i], baselines[:, i], left, settings)
-                   for i in tqdm(range(len(images)), desc="inference", unit="image", disable=not self.progress)]
+        results = [
+            self._infer_one(images[i], target[i], partitions[:, i], baselines[:, i], left, settings)
+            for i in tqdm(range(len(images)), desc="inference", unit="image", disable=not self.progress)
+        ]
         used = self.model.evaluations - spent
-        return _gathered(images, target, partitions, results, settings,
-                         Evaluations(used.forward // len(images), used.backward // len(images)))
+        return _gathered(
+            images,
+            target,
+            partitions,
+            results,
+            settings,
+            Evaluations(used.forward // len(images), used.backward // len(images)),
+        )
 
     def attribute(self, images: Tensor, target: Any = None) -> Tensor:
         """Criticality spread evenly over channels, in the shape of `images` (Captum's interface)."""
@@ -424,23 +487,36 @@ class CVI:
         target = target.expand(len(images)) if target.ndim == 0 else target
         classes = target.dtype == torch.int64 and target.ndim == 1
         if len(target) != len(images) or not (classes or (target.dtype == torch.bool and target.ndim == 2)):
-            raise ValueError(f"`target` must be a class, int64 classes ({len(images)},) or a boolean mask "
-                             f"({len(images)}, K), got {target.dtype} {tuple(target.shape)}.")
+            raise ValueError(
+                f"`target` must be a class, int64 classes ({len(images)},) or a boolean mask "
+                f"({len(images)}, K), got {target.dtype} {tuple(target.shape)}."
+            )
         if classes and bool((target < 0).any()):
             raise ValueError(f"`target` must not be negative, got {int(target.min())}.")
         return target
 
     def _settings(self, images: Tensor) -> _Settings:
         named = isinstance(self.partition, str) or (
-            not callable(self.partition) and not isinstance(self.partition, Tensor)
-            and all(isinstance(p, str) for p in self.partition))
+            not callable(self.partition)
+            and not isinstance(self.partition, Tensor)
+            and all(isinstance(p, str) for p in self.partition)
+        )
         feather = self.feather if self.feather is not None else 6 * min(images.shape[-2:]) / 224 * named
         coarse = self.coarse if self.coarse is not None else 0.5 * named
-        return _Settings(self.prior, self.temperature, feather, coarse, 7,
-                         self.relaxation if self.estimator == "gradient" else 0.0, self.estimator, self.weighting)
+        return _Settings(
+            self.prior,
+            self.temperature,
+            feather,
+            coarse,
+            7,
+            self.relaxation if self.estimator == "gradient" else 0.0,
+            self.estimator,
+            self.weighting,
+        )
 
-    def _infer_one(self, image: Tensor, target: Tensor, partitions: Tensor, baselines: Tensor, budget: int,
-                   settings: _Settings) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
+    def _infer_one(
+        self, image: Tensor, target: Tensor, partitions: Tensor, baselines: Tensor, budget: int, settings: _Settings
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor, Tensor]:
         """Natural parameters and their errors per partition [(R_p,)], bound, its error, and the trace (steps,)."""
         generator = torch.Generator().manual_seed(self.seed)
         prior = math.log(settings.prior / (1 - settings.prior))
@@ -450,7 +526,9 @@ class CVI:
         last = max(2, budget // 16)
         trace = []
         for step, draws in enumerate(_split(budget - last, self.steps)):
-            evidence, terms = self._draws(image, target, partitions, counts, log_odds, baselines, draws, generator, settings)
+            evidence, terms = self._draws(
+                image, target, partitions, counts, log_odds, baselines, draws, generator, settings
+            )
             weights = torch.full_like(evidence, 1 / draws)
             if settings.weighting == "importance" and settings.estimator == "gradient":
                 weights = (evidence / settings.temperature).softmax(0)
@@ -460,38 +538,60 @@ class CVI:
                 log_odds[k] = (1 - rate) * log_odds[k] + rate * (prior + mean / settings.temperature)
                 variance[k] = (1 - rate) ** 2 * variance[k] + (rate * error / settings.temperature) ** 2
             trace.append(evidence.mean())
-        bound, bound_error = self._bound(image, target, partitions, log_odds, prior, baselines, last, generator, settings)
+        bound, bound_error = self._bound(
+            image, target, partitions, log_odds, prior, baselines, last, generator, settings
+        )
         return log_odds, [v.sqrt() for v in variance], bound, bound_error, torch.stack(trace)
 
-    def _draws(self, image: Tensor, target: Tensor, partitions: Tensor, counts: list[int], log_odds: list[Tensor],
-               baselines: Tensor, draws: int, generator: torch.Generator,
-               settings: _Settings) -> tuple[Tensor, list[Tensor]]:
+    def _draws(
+        self,
+        image: Tensor,
+        target: Tensor,
+        partitions: Tensor,
+        counts: list[int],
+        log_odds: list[Tensor],
+        baselines: Tensor,
+        draws: int,
+        generator: torch.Generator,
+        settings: _Settings,
+    ) -> tuple[Tensor, list[Tensor]]:
         """Evidence (N,) of the draws and, per partition, terms (N, R_p) that average to ∂E[ℓ]/∂θ."""
         chance = [one.sigmoid() for one in log_odds]
         local = torch.stack([p[labels] for p, labels in zip(chance, partitions, strict=True)]).mean(0)  # (H, W)
         plan = _schedule(draws, len(partitions), settings.coarse, len(baselines))
-        masks = torch.cat([
-            _coarse_masks(local, count, settings.cells, generator) if k < 0
-            else paint(_fine_gates(chance[k], count, settings.relaxation, generator), partitions[k])
-            for count, k, _ in plan])
+        masks = torch.cat(
+            [
+                _coarse_masks(local, count, settings.cells, generator)
+                if k < 0
+                else paint(_fine_gates(chance[k], count, settings.relaxation, generator), partitions[k])
+                for count, k, _ in plan
+            ]
+        )
         order = torch.tensor([turn for count, _, turn in plan for _ in range(count)])
         evidence, found = [], []
         for mask, which in zip(masks.split(self.batch_size), order.split(self.batch_size), strict=True):
             value, pixels = self._evaluate(image, target, mask, baselines[which], settings.estimator == "gradient")
             evidence.append(value)
             source = pixels if pixels is not None else mask
-            found.append([collect(source, labels, count, settings.feather if pixels is not None else 0.0)
-                          for labels, count in zip(partitions, counts, strict=True)])
+            found.append(
+                [
+                    collect(source, labels, count, settings.feather if pixels is not None else 0.0)
+                    for labels, count in zip(partitions, counts, strict=True)
+                ]
+            )
         values, sums = torch.cat(evidence), [torch.cat(parts) for parts in zip(*found, strict=True)]
         if settings.estimator == "gradient":
             return values, sums
-        areas = [torch.bincount(labels.flatten(), minlength=count) for labels, count in zip(partitions, counts, strict=True)]
+        areas = [
+            torch.bincount(labels.flatten(), minlength=count) for labels, count in zip(partitions, counts, strict=True)
+        ]
         own = settings.coarse == 0 and len(partitions) == 1
         return values, [_covariances(values, s / a, p, own) for s, a, p in zip(sums, areas, chance, strict=True)]
 
-    def _evaluate(self, image: Tensor, target: Tensor, mask: Tensor, baseline: Tensor,
-                  gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Evidence (N,) under `mask` (N, H, W) and, if asked, (x − b)·∂ℓ/∂x' summed over channels (N, H, W)."""
+    def _evaluate(
+        self, image: Tensor, target: Tensor, mask: Tensor, baseline: Tensor, gradient: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evidence (N,) under `mask` (N, H, W); if asked, (x − b)·∂ℓ/∂x' summed over channels (N, H, W)."""
         mixed = mask[:, None] * image + (1 - mask[:, None]) * baseline
         targets = target.expand(len(mask), *target.shape)
         if not gradient:
@@ -505,15 +605,33 @@ class CVI:
             (slope,) = torch.autograd.grad(value.sum(), mixed)
         return _finite(value.detach()), ((image - baseline) * slope).sum(1)
 
-    def _bound(self, image: Tensor, target: Tensor, partitions: Tensor, log_odds: list[Tensor], prior: float,
-               baselines: Tensor, draws: int, generator: torch.Generator, settings: _Settings) -> tuple[Tensor, Tensor]:
+    def _bound(
+        self,
+        image: Tensor,
+        target: Tensor,
+        partitions: Tensor,
+        log_odds: list[Tensor],
+        prior: float,
+        baselines: Tensor,
+        draws: int,
+        generator: torch.Generator,
+        settings: _Settings,
+    ) -> tuple[Tensor, Tensor]:
         """F(q) of the final posterior, averaged over partitions, and its Monte-Carlo standard error, in nats."""
         which = [n % len(partitions) for n in range(draws)]
-        masks = torch.stack([paint(_fine_gates(log_odds[k].sigmoid(), 1, 0.0, generator), partitions[k], settings.feather)[0]
-                             for k in which])
+        masks = torch.stack(
+            [
+                paint(_fine_gates(log_odds[k].sigmoid(), 1, 0.0, generator), partitions[k], settings.feather)[0]
+                for k in which
+            ]
+        )
         order = torch.arange(draws) // len(partitions) % len(baselines)
-        values = torch.cat([self._evaluate(image, target, mask, baselines[turn], gradient=False)[0] for mask, turn in
-                            zip(masks.split(self.batch_size), order.split(self.batch_size), strict=True)])
+        values = torch.cat(
+            [
+                self._evaluate(image, target, mask, baselines[turn], gradient=False)[0]
+                for mask, turn in zip(masks.split(self.batch_size), order.split(self.batch_size), strict=True)
+            ]
+        )
         kl = torch.stack([bernoulli_kl(one, prior).sum() for one in log_odds]).mean()
         return values.mean() - settings.temperature * kl, values.std() / math.sqrt(draws)
 
@@ -529,8 +647,14 @@ def _finite(evidence: Tensor) -> Tensor:
     return evidence
 
 
-def _gathered(images: Tensor, target: Tensor, partitions: Tensor, results: list[Any], settings: _Settings,
-              evaluations: Evaluations) -> Posterior:
+def _gathered(
+    images: Tensor,
+    target: Tensor,
+    partitions: Tensor,
+    results: list[Any],
+    settings: _Settings,
+    evaluations: Evaluations,
+) -> Posterior:
     """One `Posterior` from the results of each image."""
     prior = math.log(settings.prior / (1 - settings.prior))
     labels, chances, errors, critical = [], [], [], []
@@ -539,24 +663,39 @@ def _gathered(images: Tensor, target: Tensor, partitions: Tensor, results: list[
         refined, probability = _refined(partitions[:, i], chance)
         # Delta method; partitions share draws, so their errors are averaged, not divided by √P.
         _, spread = _refined(partitions[:, i], [e * p * (1 - p) for e, p in zip(error, chance, strict=True)])
-        density = [(one - prior) / torch.bincount(part.flatten()) for one, part in zip(log_odds, partitions[:, i], strict=True)]
+        density = [
+            (one - prior) / torch.bincount(part.flatten()) for one, part in zip(log_odds, partitions[:, i], strict=True)
+        ]
         labels.append(refined)
         chances.append(probability)
         errors.append(spread)
-        critical.append(torch.stack([paint(d[None], part, settings.feather)[0]
-                                     for d, part in zip(density, partitions[:, i], strict=True)]).mean(0))
+        critical.append(
+            torch.stack(
+                [paint(d[None], part, settings.feather)[0] for d, part in zip(density, partitions[:, i], strict=True)]
+            ).mean(0)
+        )
     pad = torch.nn.utils.rnn.pad_sequence
     return Posterior(
-        images=images, target=target, partition=torch.stack(labels),
+        images=images,
+        target=target,
+        partition=torch.stack(labels),
         probability=pad(chances, batch_first=True, padding_value=settings.prior),
-        standard_error=pad(errors, batch_first=True), criticality=torch.stack(critical),
-        bound=torch.stack([r[2] for r in results]), bound_error=torch.stack([r[3] for r in results]),
+        standard_error=pad(errors, batch_first=True),
+        criticality=torch.stack(critical),
+        bound=torch.stack([r[2] for r in results]),
+        bound_error=torch.stack([r[3] for r in results]),
         evaluations=evaluations,
-        log_odds=tuple(pad([r[0][k] for r in results], batch_first=True, padding_value=prior) for k in range(len(partitions))),
-        partitions=partitions, prior=settings.prior, temperature=settings.temperature, feather=settings.feather,
-        trace=torch.stack([r[4] for r in results], 1))
+        log_odds=tuple(
+            pad([r[0][k] for r in results], batch_first=True, padding_value=prior) for k in range(len(partitions))
+        ),
+        partitions=partitions,
+        prior=settings.prior,
+        temperature=settings.temperature,
+        feather=settings.feather,
+        trace=torch.stack([r[4] for r in results], 1),
+    )
 
-# %% ../nbs/03_inference.ipynb #8615dd8c
+# %% ../nbs/03_inference.ipynb #d37fc350
 @dataclass(frozen=True, eq=False)
 class ExactPosterior:
     """The posterior of one image by enumeration.
@@ -579,10 +718,19 @@ class ExactPosterior:
         return (weights * self.evidence.double().cpu()).sum()
 
 
-def exact_posterior(model: Callable[[Tensor], Tensor], image: Tensor, partition: Tensor, target: int | Tensor | None = None, *,
-                    baseline: Baseline = "grey", temperature: float = 1.0, prior: float = 0.5,
-                    evidence: str | Evidence = "log_probability", feather: float = 0.0,
-                    batch_size: int = 256) -> ExactPosterior:
+def exact_posterior(
+    model: Callable[[Tensor], Tensor],
+    image: Tensor,
+    partition: Tensor,
+    target: int | Tensor | None = None,
+    *,
+    baseline: Baseline = "grey",
+    temperature: float = 1.0,
+    prior: float = 0.5,
+    evidence: str | Evidence = "log_probability",
+    feather: float = 0.0,
+    batch_size: int = 256,
+) -> ExactPosterior:
     """Enumerate all masks of `image` (C, H, W) or (1, C, H, W) over the R ≤ 16 clusters of `partition` (H, W).
 
     Raises `ValueError` for more than 16 clusters or for several baselines.
@@ -594,18 +742,26 @@ def exact_posterior(model: Callable[[Tensor], Tensor], image: Tensor, partition:
     if clusters > 16:
         raise ValueError(f"`partition` must have at most 16 clusters to be enumerated, got {clusters}.")
     if len(baselines) != 1 or len(image) != 1:
-        raise ValueError(f"`baseline` must be a single one and `image` one image, got {len(baselines)} and {len(image)}.")
+        raise ValueError(
+            f"`baseline` must be a single one and `image` one image, got {len(baselines)} and {len(image)}."
+        )
     aim = cvi._target(image, target)[0]
     bits = torch.arange(2**clusters, device=image.device)
     masks = (bits[:, None] >> torch.arange(clusters, device=image.device) & 1).bool()  # (2^R, R)
-    values = torch.cat([
-        cvi._evaluate(image[0], aim, paint(chunk.to(image.dtype), labels, feather), baselines[0], gradient=False)[0]
-        for chunk in masks.split(batch_size)]).double()
+    values = torch.cat(
+        [
+            cvi._evaluate(image[0], aim, paint(chunk.to(image.dtype), labels, feather), baselines[0], gradient=False)[0]
+            for chunk in masks.split(batch_size)
+        ]
+    ).double()
     present = masks.double()
     log_prior = (present * math.log(prior) + (1 - present) * math.log(1 - prior)).sum(1)
     joint = log_prior + values / temperature
     on = present.sum(0).clamp_min(1)
     return ExactPosterior(
-        probability=(joint.softmax(0)[:, None] * present).sum(0), log_evidence=temperature * joint.logsumexp(0),
+        probability=(joint.softmax(0)[:, None] * present).sum(0),
+        log_evidence=temperature * joint.logsumexp(0),
         banzhaf=(present * values[:, None]).sum(0) / on - ((1 - present) * values[:, None]).sum(0) / on,
-        masks=masks, evidence=values)
+        masks=masks,
+        evidence=values,
+    )

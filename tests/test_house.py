@@ -22,7 +22,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("_m
 
 # Data flows one way: a module imports only from those above it. `plot` is a leaf that anybody may import.
 ORDER = ["data", "models", "clustering", "inference", "attack", "defence", "faithfulness", "robustness"]
-ORDER += ["report", "workflow", "cli"]
+ORDER += ["report", "workflow", "cli", "peers"]
 
 
 def settings() -> dict[str, str]:
