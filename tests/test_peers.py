@@ -1,0 +1,204 @@
+"""Peers against slow reference loops and closed forms, with their cost."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from skimage.segmentation import slic
+from torch import nn
+
+from cvi_nb.models import Classifier, Evaluations
+from cvi_nb.peers import (
+    PEERS,
+    explain_all,
+    grad_cam,
+    integrated_gradients,
+    kernel_shap,
+    occlusion,
+    rise,
+    saliency,
+)
+
+SMALL = {
+    "Integrated gradients": {"steps": 8},
+    "Occlusion": {"window": 8, "stride": 4},
+    "KernelSHAP": {"samples": 40, "segments": 6},
+    "RISE": {"masks": 40, "cells": 4},
+}
+METHODS = {name: functools.partial(method, **SMALL.get(name, {})) for name, method in PEERS.items()}
+
+
+def network(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3), nn.ReLU(),
+                               nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4))
+    for p in layers.parameters():
+        p.data *= 2
+    return layers.eval()
+
+
+def batch(n=2, h=22, w=18):
+    """Patches of colour, so that SLIC finds segments."""
+    patches = torch.rand(n, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    return nn.functional.interpolate(patches, (h, w)), torch.arange(n) % 4
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_shape_determinism_batching_and_the_global_generators(name):
+    model, (x, y) = Classifier(network()), batch()
+    kept, torch_state, numpy_state = x.clone(), torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    maps = METHODS[name](model, x, y)
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert np.array_equal(numpy_state[1], np.random.get_state()[1])  # noqa: NPY002
+    assert maps.shape == (2, 22, 18) and maps.dtype == torch.float32 and maps.isfinite().all() and maps.std() > 0
+    assert torch.equal(x, kept) and not x.requires_grad
+    torch.manual_seed(123)
+    assert torch.equal(METHODS[name](model, x, y), maps)
+    assert torch.allclose(METHODS[name](model, x[1:], y[1:])[0], maps[1], atol=1e-5)
+    assert not maps.requires_grad
+
+
+@pytest.mark.parametrize("name", ["RISE", "KernelSHAP"])
+def test_seeds_and_batch_size(name):
+    model, (x, y) = Classifier(network()), batch(1)
+    assert not torch.equal(METHODS[name](model, x, y, seed=0), METHODS[name](model, x, y, seed=1))
+    if name == "KernelSHAP":
+        assert torch.allclose(METHODS[name](model, x, y, batch_size=3), METHODS[name](model, x, y), atol=1e-5)
+
+
+@pytest.mark.parametrize("count, size", [(1, 16), (24, 16), (21, 8), (8, 8)])
+def test_rise_against_a_loop_over_masks_and_pixels(count, size):
+    """Masks of the RISE paper, eq. 6: weighted by the probability of the class, divided by N p."""
+    model, (x, y), cells, keep = Classifier(network()), batch(1, 13, 10), 3, 0.4
+    found = rise(model, x, y, masks=count, cells=cells, keep=keep, batch_size=size, seed=5)[0]
+    generator = torch.Generator().manual_seed(5)
+    step_y, step_x = 5, 4  # ⌈13/3⌉, ⌈10/3⌉
+    expected = np.zeros((13, 10))
+    for start in range(0, count, size):
+        n = min(size, count - start)
+        nodes = (torch.rand(n, 1, cells + 1, cells + 1, generator=generator) < keep).double().numpy()[:, 0]
+        tops = torch.randint(step_y, (n,), generator=generator).tolist()
+        lefts = torch.randint(step_x, (n,), generator=generator).tolist()
+        for grid, top, left in zip(nodes, tops, lefts, strict=True):
+            mask = np.empty((13, 10))
+            for i in range(13):
+                for j in range(10):
+                    v = np.clip((i + top + 0.5) / step_y - 0.5, 0, cells)
+                    u = np.clip((j + left + 0.5) / step_x - 0.5, 0, cells)
+                    a, b = min(int(v), cells - 1), min(int(u), cells - 1)
+                    s, t = v - a, u - b
+                    mask[i, j] = ((1 - s) * (1 - t) * grid[a, b] + (1 - s) * t * grid[a, b + 1]
+                                  + s * (1 - t) * grid[a + 1, b] + s * t * grid[a + 1, b + 1])
+            shown = torch.tensor(mask).float() * x[0] + (1 - torch.tensor(mask).float()) * 0.5
+            expected += model.predict(shown[None]).softmax(1)[0, y[0]].item() * mask
+    assert np.allclose(found.numpy(), expected / (count * keep), atol=1e-5)
+
+
+def test_rise_finds_the_one_pixel_block_that_matters():
+    def model(images):
+        seen = images[:, :, 4:8, 8:12].mean((1, 2, 3)) - 0.5
+        return torch.stack([10 * seen, -10 * seen], 1)
+
+    x = torch.full((1, 3, 16, 16), 0.9)
+    maps = rise(Classifier(model), x, torch.tensor([0]), masks=600, cells=4)
+    top = maps[0].flatten().argmax().item()
+    assert 3 <= top // 16 <= 8 and 7 <= top % 16 <= 12
+
+
+def test_integrated_gradients_are_complete_and_exact_on_a_linear_model():
+    net, (x, y) = network(), batch()
+    model = Classifier(net)
+    total = integrated_gradients(model, x, y, steps=300, batch_size=64).sum((1, 2))
+    rise_of_logit = (model.predict(x) - model.predict(torch.zeros_like(x))).gather(1, y[:, None])[:, 0]
+    assert torch.allclose(total, rise_of_logit, atol=0.02 * rise_of_logit.abs().max().item())
+    weights = torch.randn(3 * 22 * 18, 4, generator=torch.Generator().manual_seed(0))
+    linear = Classifier(lambda images: images.flatten(1) @ weights)
+    expected = (x * weights.T[y].view_as(x)).sum(1)
+    assert torch.allclose(integrated_gradients(linear, x, y, steps=5), expected, atol=1e-4)
+
+
+def test_saliency_is_the_strongest_absolute_slope_of_the_logit():
+    net, (x, y) = network(), batch()
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net(leaf).gather(1, y[:, None]).sum(), leaf)
+    assert torch.allclose(saliency(Classifier(net), x, y), slope.abs().amax(1), atol=1e-6)
+
+
+def test_grad_cam_against_its_definition():
+    net, (x, y) = network(), batch()
+    features = net[:4](x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(net[4:](features).gather(1, y[:, None]).sum(), features)
+    expected = (slope.mean((2, 3), keepdim=True) * features).sum(1, keepdim=True).relu().detach()
+    expected = nn.functional.interpolate(expected, (22, 18), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(grad_cam(Classifier(net), x, y), expected, atol=1e-5)
+
+
+def test_grad_cam_needs_a_convolution():
+    x, y = batch()
+    plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 22 * 18, 4)), name="plain")
+    for model in (plain, Classifier(lambda images: images.mean((2, 3)))):
+        with pytest.raises(ValueError, match="`model` must have a convolution for Grad-CAM, got "):
+            grad_cam(model, x, y)
+
+
+def test_occlusion_where_the_fall_is_known():
+    """p(class 0) is the mean of one 4×4 block; hiding k of its 16 white pixels costs k/32."""
+
+    def model(images):
+        p = images[:, 0, 8:12, 4:8].mean((1, 2))
+        return torch.stack([p, 1 - p], 1).clamp_min(1e-9).log()
+
+    x = torch.ones(1, 1, 16, 16)
+    maps = occlusion(Classifier(model), x, torch.tensor([0]), window=4, stride=4)[0]
+    expected = torch.zeros(16, 16)
+    expected[8:12, 4:8] = 0.5
+    assert torch.allclose(maps, expected, atol=1e-6)
+    overlapping = occlusion(Classifier(model), x, torch.tensor([0]), window=4, stride=2)[0]
+    total, times = torch.zeros(16, 16), torch.zeros(16, 16)
+    for top in range(0, 13, 2):
+        for left in range(0, 13, 2):
+            hidden = max(0, min(top + 4, 12) - max(top, 8)) * max(0, min(left + 4, 8) - max(left, 4))
+            total[top : top + 4, left : left + 4] += hidden / 32
+            times[top : top + 4, left : left + 4] += 1
+    assert torch.allclose(overlapping, total / times, atol=1e-6)
+
+
+def test_kernel_shap_gives_the_segments_of_an_additive_model_their_own_share():
+    """The Shapley values of an additive game are its terms."""
+    x = batch(1, 16, 16)[0]
+    weights = torch.rand(16, 16, generator=torch.Generator().manual_seed(2)) / 300
+
+    def model(images):
+        p = 0.2 + ((images - 0.5) * weights).sum((1, 2, 3))
+        return torch.stack([p, 1 - p], 1).log()
+
+    labels = torch.from_numpy(slic(x[0].permute(1, 2, 0).double().numpy(), 9, compactness=10, start_label=0)).long()
+    assert labels.unique().numel() >= 4
+    maps = kernel_shap(Classifier(model), x, torch.tensor([0]), samples=300, segments=9)[0]
+    share = ((x[0] - 0.5) * weights).sum(0)
+    for k in labels.unique():
+        assert maps[labels == k].sum().item() == pytest.approx(share[labels == k].sum().item(), abs=2e-3)
+        assert maps[labels == k].std() < 1e-6
+
+
+def test_evaluations_are_counted_per_image():
+    model, (x, y) = Classifier(network()), batch(2, 32, 32)
+    found = explain_all(model, x, y, METHODS.items(), progress=False)
+    assert list(found) == list(PEERS)
+    windows = ((32 - 8) // 4 + 1) ** 2
+    expected = {"Saliency": (1, 1), "Integrated gradients": (8, 8), "Grad-CAM": (1, 1), "Occlusion": (windows + 1, 0),
+                "RISE": (40, 0)}
+    for name, (forward, backward) in expected.items():
+        assert found[name].evaluations == Evaluations(forward, backward), name
+    shap = found["KernelSHAP"].evaluations
+    assert 40 <= shap.forward <= 42 and shap.backward == 0
+    assert all(e.seconds > 0 and e.maps.shape == (2, 32, 32) and not e.maps.requires_grad for e in found.values())
+
+
+def test_a_frozen_network_is_enough():
+    net, (x, y) = network().requires_grad_(False), batch()
+    for name, method in METHODS.items():
+        assert torch.allclose(method(Classifier(net), x, y), method(Classifier(network()), x, y), atol=1e-5), name
+    assert all(p.grad is None and not p.requires_grad for p in net.parameters())
