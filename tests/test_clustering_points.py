@@ -184,3 +184,27 @@ def test_odd_points():
 def test_bad_input_is_refused_by_name(change, error, name):
     with pytest.raises(error, match=name):
         mean_shift(**({"points": torch.zeros(3, 2), "bandwidth": 1.0} | change))
+
+
+@pytest.mark.parametrize("backend", ["compiled", "portable"])
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_many_dimensions_against_a_plain_loop(backend, steps):
+    """Windows shared between climbs change neither an end nor what is told about the way there."""
+    if backend == "compiled" and not has_compiled():
+        pytest.skip("the C library is not built")
+    rng = np.random.default_rng(1)
+    points = rng.normal(size=(301, 33)) + 10  # no multiple of a block, a word or a vector
+    weights, h = rng.integers(1, 4, 301) / 2, 7.5
+    ends, mass, shift, iterations = points.copy(), np.zeros(301), np.zeros(301), np.zeros(301, dtype=int)
+    for i in range(301):
+        while iterations[i] == 0 or (iterations[i] < steps and shift[i] > 1e-3 * h):
+            near = ((points - ends[i]) ** 2).sum(1) <= h**2
+            mean = weights[near] @ points[near] / weights[near].sum()
+            shift[i], mass[i], ends[i] = np.linalg.norm(mean - ends[i]), weights[near].sum(), mean
+            iterations[i] += 1
+    got = mean_shift(
+        torch.from_numpy(points), h, weights=torch.from_numpy(weights), backend=backend, max_iterations=steps
+    )
+    assert np.abs(got.ends.numpy() - ends).max() < 1e-12 * h
+    assert np.abs(got.shift.numpy() - shift / h).max() < 1e-12
+    assert (got.mass.numpy() == mass).all() and (got.iterations.numpy() == iterations).all()

@@ -1,6 +1,7 @@
 /* Written by nbs/02_clustering/02_compiled.ipynb, which explains it. */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -274,12 +275,26 @@ INLINE void climb_tree(const struct tree *t, double radius, double tolerance, in
     *moved = sqrt(shift2);
 }
 
+#define PIECE 256 /* climbs of one call, among which equal windows are found */
+#define TOGETHER 8
+
 struct cloud {
     const float *screen; /* (blocks, padded, LANES): the points in single precision; padding at 1e15 */
     const double *rows;  /* (points, padded) */
     const double *weights;
     int points, dimensions, padded;
     float margin; /* bound on the error of a squared distance in single precision near the window's edge, over radius² */
+};
+
+/* The climbs of one piece: where they are and what their windows hold. */
+struct piece {
+    double *at, *sum; /* (PIECE, padded) */
+    double mass[PIECE];
+    int64_t count[PIECE];
+    uint64_t *members; /* (PIECE + TOGETHER, words): one bit for each point, eight blocks to a word */
+    int32_t *changes;  /* (points) */
+    double *total;     /* (padded + 1): the weighted sum of all points, and their weight */
+    int64_t words;
 };
 
 /* One bit for each lane of a mask. */
@@ -290,79 +305,163 @@ INLINE int bits(vi mask) {
     return (all | all >> 32) & 255;
 }
 
-/* Bring members and sums up to date with the window around `at`. */
-INLINE void follow(const struct cloud *p, const double *at, double radius, uint8_t *members, double *sum, double *mass,
-                   int64_t *count) {
-    const double radius2 = radius * radius;
-    const float surely = radius2 * (1 - p->margin), maybe = radius2 * (1 + p->margin);
-    float query[p->padded];
-    for (int d = 0; d < p->padded; d++) query[d] = at[d];
-    for (int first = 0, b = 0; first < p->points; first += LANES, b++) {
-        const vf_loose *block = (const vf_loose *)(p->screen + (int64_t)b * p->padded * LANES);
-        vf s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0}, d2; /* four sums, so that additions need not wait for each other */
-        const float *q = query;
-        const int early = p->padded > 16 ? 8 : p->padded;
-        int now, left = early;
-        do {
-            for (; left; left -= 4, block += 4, q += 4) {
-                vf e0 = block[0] - q[0], e1 = block[1] - q[1], e2 = block[2] - q[2], e3 = block[3] - q[3];
-                s0 += e0 * e0;
-                s1 += e1 * e1;
-                s2 += e2 * e2;
-                s3 += e3 * e3;
-            }
-            d2 = (s0 + s1) + (s2 + s3);
-            now = bits(d2 <= maybe);
-            left = p->padded - (int)(q - query);
-        } while (now && left);
-        if (now) {
-            int unsure = now & ~bits(d2 <= surely);
-            for (int i = 0; unsure; i++, unsure >>= 1) {
-                if (!(unsure & 1)) continue;
-                double exact = 0;
-                for (int d = 0; d < p->dimensions; d++) {
-                    const double difference = p->rows[(int64_t)(first + i) * p->padded + d] - at[d];
-                    exact += difference * difference;
-                }
-                if (!(exact <= radius2)) now &= ~(1 << i);
-            }
+/* Those of eight doubtful points, given as bits, that lie within the window in double precision. */
+static int decide_points(const struct cloud *p, const double *at, double radius2, int first, int doubtful) {
+    int inside = 0;
+    for (int i = 0; i < LANES; i++) {
+        if (!(doubtful >> i & 1)) continue;
+        double exact = 0;
+        for (int d = 0; d < p->dimensions; d++) {
+            const double difference = p->rows[(int64_t)(first + i) * p->padded + d] - at[d];
+            exact += difference * difference;
         }
-        int changed = now ^ members[b];
-        members[b] = now;
-        for (int i = 0; changed; i++, changed >>= 1) {
-            if (!(changed & 1)) continue;
-            const int sign = now >> i & 1 ? 1 : -1;
-            const double w = sign * p->weights[first + i];
-            const double *row = p->rows + (int64_t)(first + i) * p->padded;
-            for (int d = 0; d < p->padded; d++) sum[d] += w * row[d];
-            *mass += w;
-            *count += sign;
-        }
+        inside |= (exact <= radius2) << i;
     }
+    return inside;
 }
 
-INLINE void climb_cloud(const struct cloud *p, double radius, double tolerance, int max_iterations, double *at, double *mass,
-                        int32_t *iterations, double *moved, uint8_t *members) {
-    double sum[p->padded], n = 0, shift2 = 0;
-    int64_t count = 0;
-    int iteration = 0;
-    for (int d = 0; d < p->padded; d++) sum[d] = 0;
-    for (int first = 0, b = 0; first < p->points; first += LANES, b++) members[b] = 0;
-    while (iteration < max_iterations) {
-        iteration++;
-        follow(p, at, radius, members, sum, &n, &count);
-        shift2 = 0;
-        if (iteration == 1 || count > 0) *mass = count > 0 ? n : 0;
-        if (count <= 0) break;
-        for (int d = 0; d < p->dimensions; d++) {
-            const double mean = sum[d] / n, step = mean - at[d];
-            at[d] = mean;
-            shift2 += step * step;
-        }
-        if (shift2 <= tolerance * tolerance) break;
+/* Add to 4 * `vectors` coordinates of a sum the points that entered (2 i + 1) and take off those that left (2 i). */
+INLINE void add_changes(const struct cloud *p, const int32_t *changes, int count, int d, const int vectors, double *sum) {
+    vd s[4];
+    for (int v = 0; v < vectors; v++) s[v] = *(const vd_loose *)(sum + d + 4 * v);
+    for (int c = 0; c < count; c++) {
+        const int i = changes[c] >> 1;
+        const double w = changes[c] & 1 ? p->weights[i] : -p->weights[i];
+        const vd_loose *row = (const vd_loose *)(p->rows + (int64_t)i * p->padded + d);
+        for (int v = 0; v < vectors; v++) s[v] += w * row[v];
     }
-    *iterations = iteration;
-    *moved = sqrt(shift2);
+    for (int v = 0; v < vectors; v++) *(vd_loose *)(sum + d + 4 * v) = s[v];
+}
+
+/* Bring the sum of climb `i` from its old members to the new ones: by the points that changed, or afresh from the members,
+   or from all points less those outside, whichever are fewest. */
+INLINE void add_up(const struct cloud *p, struct piece *w, int i, const uint64_t *now) {
+    uint64_t *before = w->members + i * w->words;
+    double *sum = w->sum + (int64_t)i * p->padded;
+    int differing = 0, inside = 0, count = 0;
+    for (int64_t k = 0; k < w->words; k++) {
+        differing += __builtin_popcountll(now[k] ^ before[k]);
+        inside += __builtin_popcountll(now[k]);
+    }
+    const int fresh = inside < differing, less = p->points - inside < (fresh ? inside : differing);
+    if (less || fresh) {
+        for (int d = 0; d < p->padded; d++) sum[d] = less ? w->total[d] : 0;
+        w->mass[i] = less ? w->total[p->padded] : 0;
+    }
+    for (int64_t k = 0; k < w->words; k++) {
+        const uint64_t all = 64 * (k + 1) <= p->points ? ~0ull : (1ull << p->points % 64) - 1;
+        for (uint64_t change = less ? ~now[k] & all : fresh ? now[k] : now[k] ^ before[k]; change; change &= change - 1) {
+            const int bit = __builtin_ctzll(change);
+            w->changes[count++] = (int)(64 * k + bit) << 1 | (int)(now[k] >> bit & 1);
+        }
+        before[k] = now[k];
+    }
+    int d = 0;
+    for (; d + 16 <= p->padded; d += 16) add_changes(p, w->changes, count, d, 4, sum);
+    for (; d < p->padded; d += 4) add_changes(p, w->changes, count, d, 1, sum);
+    for (int c = 0; c < count; c++) {
+        const double weight = p->weights[w->changes[c] >> 1];
+        w->mass[i] += w->changes[c] & 1 ? weight : -weight;
+    }
+    w->count[i] = inside;
+}
+
+/* Bring members and sums of `many` climbs up to date with the windows around them. */
+INLINE void follow(const struct cloud *p, double radius, const int many, const int *which, struct piece *w) {
+    const double radius2 = radius * radius;
+    const float surely = radius2 * (1 - p->margin), maybe = radius2 * (1 + p->margin);
+    float query[p->padded][TOGETHER];
+    uint64_t *fresh = w->members + PIECE * w->words;
+    memset(fresh, 0, many * w->words * sizeof *fresh);
+    for (int g = 0; g < many; g++)
+        for (int d = 0; d < p->padded; d++) query[d][g] = w->at[(int64_t)which[g] * p->padded + d];
+    for (int first = 0, b = 0; first < p->points; first += LANES, b++) {
+        const vf_loose *block = (const vf_loose *)(p->screen + (int64_t)b * p->padded * LANES);
+        vf d2[TOGETHER];
+        vi near, doubt = {0};
+        for (int g = 0; g < many; g++) d2[g] = (vf){0};
+        int d = 0, stop = p->padded > 16 ? 8 : p->padded;
+        do {
+            for (; d < stop; d += 4)
+                for (int k = d; k < d + 4; k++)
+                    for (int g = 0; g < many; g++) {
+                        const vf difference = block[k] - query[k][g];
+                        d2[g] += difference * difference;
+                    }
+            near = d2[0] <= maybe;
+            for (int g = 1; g < many; g++) near |= d2[g] <= maybe;
+            stop = p->padded;
+        } while (d < stop && any(near));
+        for (int g = 0; g < many; g++) doubt |= (d2[g] <= maybe) ^ (d2[g] <= surely);
+        const int careful = any(doubt);
+        for (int g = 0; g < many; g++) {
+            int now = bits(d2[g] <= maybe);
+            if (careful) {
+                const int sure = bits(d2[g] <= surely);
+                now = sure | decide_points(p, w->at + (int64_t)which[g] * p->padded, radius2, first, now & ~sure);
+            }
+            fresh[g * w->words + b / 8] |= (uint64_t)now << 8 * (b % 8);
+        }
+    }
+    for (int g = 0; g < many; g++) add_up(p, w, which[g], fresh + g * w->words);
+}
+
+/* The first of `count` climbs whose window has the same members as climb `i`, or `i`. */
+INLINE int same_window(const struct piece *w, const int *climbs, int count, int i, uint64_t *prints) {
+    const uint64_t *mine = w->members + i * w->words;
+    prints[i] = 0;
+    for (int64_t k = 0; k < w->words; k++) {
+        prints[i] = (prints[i] ^ mine[k]) * 0x9E3779B97F4A7C15u;
+        prints[i] ^= prints[i] >> 32;
+    }
+    for (int c = 0; c < count; c++)
+        if (prints[climbs[c]] == prints[i] && !memcmp(w->members + climbs[c] * w->words, mine, w->words * sizeof *mine))
+            return climbs[c];
+    return i;
+}
+
+INLINE void climb_piece(const struct cloud *p, double radius, double tolerance, int max_iterations, int climbs,
+                        struct piece *w, double *mass, int32_t *iterations, double *moved) {
+    int active[PIECE], owner[PIECE], left = climbs;
+    uint64_t prints[PIECE];
+    double total[p->padded + 1];
+    for (int d = 0; d <= p->padded; d++) total[d] = 0;
+    for (int64_t i = 0; i < p->points; i++) {
+        for (int d = 0; d < p->padded; d++) total[d] += p->weights[i] * p->rows[i * p->padded + d];
+        total[p->padded] += p->weights[i];
+    }
+    w->total = total;
+    memset(w->members, 0, climbs * w->words * sizeof *w->members);
+    memset(w->sum, 0, (int64_t)climbs * p->padded * sizeof *w->sum);
+    for (int i = 0; i < climbs; i++) active[i] = owner[i] = i, w->mass[i] = 0, w->count[i] = 0;
+    for (int iteration = 1; left && iteration <= max_iterations; iteration++) {
+        int done = 0, kept = 0;
+        for (; done + TOGETHER <= left; done += TOGETHER) follow(p, radius, TOGETHER, active + done, w);
+        for (; done < left; done++) follow(p, radius, 1, active + done, w);
+        for (int a = 0; a < left; a++) {
+            const int i = active[a];
+            double *at = w->at + (int64_t)i * p->padded, *sum = w->sum + (int64_t)i * p->padded, shift2 = 0;
+            const int empty = w->count[i] <= 0;
+            if (iteration == 1 || !empty) mass[i] = empty ? 0 : w->mass[i];
+            for (int d = 0; d < p->dimensions && !empty; d++) {
+                const double mean = sum[d] / w->mass[i], step = mean - at[d];
+                at[d] = mean;
+                shift2 += step * step;
+            }
+            iterations[i] = iteration;
+            moved[i] = sqrt(shift2);
+            if (shift2 <= tolerance * tolerance || iteration == max_iterations) continue;
+            owner[i] = same_window(w, active, kept, i, prints);
+            if (owner[i] == i) active[kept++] = i;
+        }
+        left = kept;
+    }
+    for (int i = climbs - 1; i >= 0; i--) {
+        int last = i;
+        while (owner[last] != last) last = owner[last];
+        memcpy(w->at + (int64_t)i * p->padded, w->at + (int64_t)last * p->padded, p->padded * sizeof *w->at);
+        mass[i] = mass[last], iterations[i] = iterations[last], moved[i] = moved[last];
+    }
 }
 
 CLONES static void climb_in_tree(const struct tree *t, double radius, double tolerance, int max_iterations, int64_t first,
@@ -371,11 +470,9 @@ CLONES static void climb_in_tree(const struct tree *t, double radius, double tol
         climb_tree(t, radius, tolerance, max_iterations, seeds + i * t->padded, mass + i, iterations + i, moved + i);
 }
 
-CLONES static void climb_in_cloud(const struct cloud *p, double radius, double tolerance, int max_iterations, int64_t first,
-                                  int64_t last, double *seeds, double *mass, int32_t *iterations, double *moved,
-                                  uint8_t *members) {
-    for (int64_t i = first; i < last; i++)
-        climb_cloud(p, radius, tolerance, max_iterations, seeds + i * p->padded, mass + i, iterations + i, moved + i, members);
+CLONES static void climb_in_cloud(const struct cloud *p, double radius, double tolerance, int max_iterations, int climbs,
+                                  struct piece *w, double *mass, int32_t *iterations, double *moved) {
+    climb_piece(p, radius, tolerance, max_iterations, climbs, w, mass, iterations, moved);
 }
 
 void cvi_climb_tree(const double *low, const double *high, const double *sum, const double *mass_of, const int32_t *block,
@@ -386,10 +483,12 @@ void cvi_climb_tree(const double *low, const double *high, const double *sum, co
     climb_in_tree(&t, radius, tolerance, max_iterations, first, last, seeds, mass, iterations, moved);
 }
 
-/* `members` is room for one byte for every LANES points, for this call alone. */
+/* At most PIECE climbs; `members`, `changes` and `sum` are room for this call alone. */
 void cvi_climb_cloud(const float *screen, const double *rows, const double *weights, int points, int dimensions, int padded,
                      float margin, double radius, double tolerance, int max_iterations, int64_t first, int64_t last,
-                     double *seeds, double *mass, int32_t *iterations, double *moved, uint8_t *members) {
+                     double *seeds, double *mass, int32_t *iterations, double *moved, uint64_t *members, int32_t *changes,
+                     double *sum) {
     const struct cloud p = {screen, rows, weights, points, dimensions, padded, margin};
-    climb_in_cloud(&p, radius, tolerance, max_iterations, first, last, seeds, mass, iterations, moved, members);
+    struct piece w = {.at = seeds + first * padded, .sum = sum, .members = members, .changes = changes, .words = (points + 63) / 64};
+    climb_in_cloud(&p, radius, tolerance, max_iterations, last - first, &w, mass + first, iterations + first, moved + first);
 }

@@ -21,12 +21,12 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['has_compiled', 'climb_image', 'PointTree', 'PointCloud']
 
-# %% ../../nbs/02_clustering/02_compiled.ipynb #c9c85923
+# %% ../../nbs/02_clustering/02_compiled.ipynb #68770050
 _P, _I, _L, _F, _D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _SIGNATURES = {
     "cvi_climb_rows": [_P, _P, _I, _I, _I, _I, _F, _F, _I, _I, _F, _I, _I, _I, _P, _P, _P],
     "cvi_climb_tree": [_P] * 7 + [_I] * 3 + [_D, _D, _I, _L, _L] + [_P] * 4,
-    "cvi_climb_cloud": [_P] * 3 + [_I] * 3 + [_F, _D, _D, _I, _L, _L] + [_P] * 5,
+    "cvi_climb_cloud": [_P] * 3 + [_I] * 3 + [_F, _D, _D, _I, _L, _L] + [_P] * 7,
 }
 
 
@@ -125,7 +125,7 @@ def climb_image(
     _in_threads(work, height, 8)
     return torch.from_numpy(modes), torch.from_numpy(iterations), torch.from_numpy(moved)
 
-# %% ../../nbs/02_clustering/02_compiled.ipynb #d2265885
+# %% ../../nbs/02_clustering/02_compiled.ipynb #bad3b497
 def _split(points: np.ndarray, depth: int) -> np.ndarray:
     """An order in which the 2**depth leaves of the tree are consecutive and of equal size (± 1)."""
     order = np.arange(len(points))
@@ -139,6 +139,7 @@ def _split(points: np.ndarray, depth: int) -> np.ndarray:
     return order
 
 
+_PIECE, _TOGETHER = 256, 8  # climbs of one call into the library, and side by side, as in its source
 _Climbs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -149,7 +150,7 @@ def _climb_all(run: Callable[..., None], seeds: np.ndarray, cloud: PointTree | P
     at[:, : cloud.dimensions] = seeds
     mass, iterations, moved = np.zeros(len(at)), np.zeros(len(at), dtype=np.int32), np.zeros(len(at))
     results = (_address(at), _address(mass), _address(iterations), _address(moved))
-    _in_threads(lambda first, last: run(library, first, last, results), len(at), 256)
+    _in_threads(lambda first, last: run(library, first, last, results), len(at), _PIECE)
     ends = np.empty((len(at), cloud.dimensions))
     ends[:, cloud.axes] = at[:, : cloud.dimensions]
     return ends + cloud.centre, mass, iterations, moved
@@ -165,7 +166,7 @@ class PointTree:
         self.padded = -(-self.dimensions // 4) * 4
         depth = max(0, int(np.log2(max(1, count / leaf))))
         points = (points - self.centre)[:, self.axes]
-        order = _split(points, depth)
+        self.order = order = _split(points, depth)
         points, weights = points[order], weights[order]
         self.inner = 2**depth - 1
         nodes = 2 * self.inner + 1
@@ -222,13 +223,14 @@ class PointTree:
 class PointCloud:
     """Points (N, D) with weights (N,) in plain blocks, for `climb`; for many dimensions."""
 
-    def __init__(self, points: np.ndarray, weights: np.ndarray):
+    def __init__(self, points: np.ndarray, weights: np.ndarray, order: np.ndarray | None = None):
         count, self.dimensions = points.shape
         self.centre = points.mean(0)
         self.axes = np.argsort(-points.var(0), kind="stable")
         self.padded = -(-self.dimensions // 4) * 4
         points = (points - self.centre)[:, self.axes]
-        order = _split(points, max(0, int(np.log2(max(1, count / 8)))))
+        if order is None:  # any order serves, if neighbours are close
+            order = _split(points, max(0, int(np.log2(max(1, count / 24)))))
         points, self.weights = points[order], np.ascontiguousarray(weights[order], dtype=np.float64)
         self.rows = np.zeros((count, self.padded))
         self.rows[:, : self.dimensions] = points
@@ -248,10 +250,15 @@ class PointCloud:
         cloud = tuple(map(_address, (self.screen, self.rows, self.weights)))
 
         def run(library: ctypes.CDLL, first: int, last: int, results: tuple[int, ...]) -> None:
-            members = np.empty(len(self.screen), dtype=np.uint8)
+            members = np.empty((_PIECE + _TOGETHER, -(-len(self.rows) // 64)), dtype=np.uint64)
+            changes = np.empty(len(self.rows), dtype=np.int32)
+            sums = np.empty((_PIECE, self.padded))
             library.cvi_climb_cloud(
                 *cloud, len(self.rows), self.dimensions, self.padded, min(margin, 1e30), radius, tolerance,
-                max_iterations, first, last, *results, _address(members),
+                max_iterations, first, last, *results, _address(members), _address(changes), _address(sums),
             )  # fmt: skip
 
-        return _climb_all(run, seeds, self)
+        order = _split(seeds, max(0, int(np.log2(max(1, len(seeds) / 64)))))  # neighbours climb side by side
+        back = np.argsort(order)
+        ends, mass, iterations, moved = _climb_all(run, seeds[order], self)
+        return ends[back], mass[back], iterations[back], moved[back]

@@ -21,7 +21,7 @@ from .compiled import PointCloud, PointTree, _say_portable, _split, has_compiled
 # %% auto #0
 __all__ = ['PointClusters', 'mean_shift', 'estimate_bandwidth', 'MeanShift']
 
-# %% ../../nbs/02_clustering/06_points.ipynb #8e5e175f
+# %% ../../nbs/02_clustering/06_points.ipynb #c1c098e1
 _CHUNK = 2**21  # elements of a chunk's distance matrix
 
 
@@ -64,7 +64,7 @@ def _normal_mass(query: Tensor, points: Tensor, weights: Tensor, bandwidth: floa
         parts.append(d2.mul_(-0.5 / bandwidth**2).clamp_min_(-80).exp_() @ weights)
     return torch.cat(parts)
 
-# %% ../../nbs/02_clustering/06_points.ipynb #10fe0a02
+# %% ../../nbs/02_clustering/06_points.ipynb #73e4f472
 def _climb_portable(
     points: Tensor, weights: Tensor, seeds: Tensor, bandwidth: float, kernel: str, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -80,7 +80,7 @@ def _climb_portable(
     iterations = torch.zeros(len(point), dtype=torch.int64, device=point.device)
     active = torch.arange(len(point), device=point.device)
     chunk = max(32, min(1024, _CHUNK // len(points))) if kernel == "flat" else max(1, len(point))
-    for _ in range(max_iterations):
+    for step in range(1, max_iterations + 1):
         if not len(active):
             break
         for rows in active.split(chunk):
@@ -92,7 +92,7 @@ def _climb_portable(
             point[rows], moved[rows] = after, (after - before).norm(dim=1)
         iterations[active] += 1
         active = active[moved[active] > tolerance * bandwidth]
-        if kernel == "flat" and len(active):
+        if kernel == "flat" and len(active) and step < max_iterations:
             kept, position = _merge_equal(point[active])
             if len(kept) < len(active):
                 forward = torch.arange(len(point), device=point.device)
@@ -117,22 +117,25 @@ def _climb(points, weights, seeds, bandwidth, kernel, tolerance, max_iterations,
         return _climb_portable(points, weights, seeds, bandwidth, kernel, tolerance, max_iterations)
     p, w, s = (t.double().numpy() for t in (points, weights, seeds))
     tree = PointTree(p, w)
-    cloud = PointCloud(p, w) if tree.crossed(s, bandwidth) > 0.4 else tree
+    cloud = PointCloud(p, w, tree.order) if tree.crossed(s, bandwidth) > 0.25 else tree
     ends, mass, iterations, moved = cloud.climb(s, bandwidth, tolerance * bandwidth, max_iterations)
     return (
         torch.from_numpy(ends).to(points), torch.from_numpy(mass).to(points), torch.from_numpy(iterations).long(),
         torch.from_numpy(moved).to(points),
     )  # fmt: skip
 
-# %% ../../nbs/02_clustering/06_points.ipynb #80d38dfa
+# %% ../../nbs/02_clustering/06_points.ipynb #3d192e9f
 def _centres(ends: np.ndarray, mass: np.ndarray, bandwidth: float) -> np.ndarray:
     """The centres (R, D) among the ends of climbs (S, D), heaviest first."""
-    ends, index = np.unique(ends, axis=0, return_index=True)  # sorted by coordinates
-    rest = ends[np.argsort(mass[index], kind="stable")[::-1]]
+    rows = np.ascontiguousarray(ends).view(f"V{ends[0].nbytes}")[:, 0]
+    index = np.unique(rows, return_index=True)[1]  # climbs that met, once
+    ends, mass = ends[index], mass[index]
     centres = []
-    while len(rest):
-        centres.append(rest[0])
-        rest = rest[((rest - rest[0]) ** 2).sum(1) > bandwidth**2]
+    while len(ends):
+        heaviest = ends[mass == mass.max()]
+        centres.append(heaviest[np.lexsort(heaviest.T[::-1])[-1]])
+        rest = ((ends - centres[-1]) ** 2).sum(1) > bandwidth**2
+        ends, mass = ends[rest], mass[rest]
     return np.array(centres)
 
 
