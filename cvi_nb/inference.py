@@ -23,7 +23,7 @@ __all__ = ['Partitioner', 'PARTITIONS', 'Baseline', 'BASELINES', 'mean_shift_par
            'make_baselines', 'paint', 'collect', 'bernoulli_kl', 'Posterior', 'CVI', 'ExactPosterior',
            'exact_posterior']
 
-# %% ../nbs/03_inference.ipynb #4d5ca1b3
+# %% ../nbs/03_inference.ipynb #759d6c10
 Partitioner = Callable[[Tensor], Tensor]
 
 
@@ -61,6 +61,8 @@ def _partitions(partition: Any, images: Tensor) -> Tensor:
     """`partition` (a name, callable, labels, or a sequence of these) as labels (P, B, H, W) from 0."""
     if isinstance(partition, str | Tensor) or callable(partition):
         partition = [partition]
+    if not isinstance(partition, Sequence):
+        raise ValueError(f"`partition` must be a name, a callable, labels or a sequence of these, got {partition!r}.")
     found = []
     for one in partition:
         if isinstance(one, str) and one not in PARTITIONS:
@@ -77,7 +79,8 @@ def _partitions(partition: Any, images: Tensor) -> Tensor:
                 f"`partition` must give int64 labels (B, H, W) or (P, B, H, W) for images of shape "
                 f"{tuple(images.shape)}, got {got}."
             )
-        labels = labels.expand(len(images), -1, -1)[None] if labels.ndim < 4 else labels
+        labels = labels.expand(len(images), -1, -1) if labels.ndim == 2 else labels
+        labels = labels[None] if labels.ndim == 3 else labels
         if labels.shape[1] != len(images):
             raise ValueError(f"`partition` must have labels for {len(images)} images, got {labels.shape[1]}.")
         found += [torch.stack([_renumbered(labels_of) for labels_of in batch]) for batch in labels.to(images.device)]
@@ -90,7 +93,7 @@ def _renumbered(labels: Tensor) -> Tensor:
     """Labels (H, W) without gaps, from 0 in the order of their values."""
     return labels.unique(return_inverse=True)[1]
 
-# %% ../nbs/03_inference.ipynb #01a41e1b
+# %% ../nbs/03_inference.ipynb #35794350
 Baseline = str | float | Tensor
 
 
@@ -134,6 +137,8 @@ def make_baselines(baseline: Baseline | Sequence[Baseline], images: Tensor) -> T
     """
     if isinstance(baseline, str | float | int | Tensor):
         baseline = ["blur", "grey"] if isinstance(baseline, str) and baseline == "mixed" else [baseline]
+    if not isinstance(baseline, Sequence):
+        raise ValueError(f"`baseline` must be a name, a number, a tensor or a sequence of these, got {baseline!r}.")
     found = []
     for one in baseline:
         if isinstance(one, str):
@@ -312,7 +317,7 @@ class Posterior:
             self.images.cpu(), {"criticality": self.criticality.cpu()}, **({"unit": "nats per pixel"} | options)
         )
 
-# %% ../nbs/03_inference.ipynb #8647cd43
+# %% ../nbs/03_inference.ipynb #df891856
 @dataclass(frozen=True)
 class _Settings:
     """Options of `CVI` that its steps need, after "auto" has been decided."""
@@ -342,17 +347,25 @@ def _schedule(draws: int, partitions: int, coarse: float, baselines: int) -> lis
     return plan
 
 
-def _derivatives(evidence: Tensor, derivative: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted mean (R,) of per-draw terms (N, R) and its standard error (R,)."""
+def _pairs(values: Tensor) -> Tensor:
+    """Values (N, …) of antithetic pairs as (⌈N/2⌉, 2, …), an odd one beside zero."""
+    return torch.cat([values, values.new_zeros(len(values) % 2, *values.shape[1:])]).unflatten(0, (-1, 2))
+
+
+def _derivatives(derivative: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean (R,) of per-draw terms (N, R) and its standard error (R,), with pairs as independent units."""
     mean = (weights[:, None] * derivative).sum(0)
-    spread = (weights[:, None] ** 2 * (derivative - mean) ** 2).sum(0)
-    return mean, (spread * len(evidence) / max(1, len(evidence) - 1)).sqrt()
+    deviation = _pairs(weights[:, None] * (derivative - mean)).sum(1)
+    units = len(deviation)
+    return mean, (deviation.square().sum(0) * units / max(1, units - 1)).sqrt()
 
 
 def _covariances(evidence: Tensor, presence: Tensor, expected: Tensor, own: bool) -> Tensor:
     """Terms (N, R) whose mean is Cov(ℓ, z)/Var(z), from `evidence` (N,) and mean `presence` (N, R) of each cluster."""
-    count = max(2, len(evidence))
-    centred = (evidence - evidence.mean()) * count / (count - 1)
+    # The baseline leaves a draw's own pair out, which keeps the mean unbiased.
+    pair = _pairs(evidence).sum(1).repeat_interleave(2)[: len(evidence)]
+    size = _pairs(torch.ones_like(evidence)).sum(1).repeat_interleave(2)[: len(evidence)]
+    centred = evidence - (evidence.sum() - pair) / (len(evidence) - size).clamp_min(1)
     variance = expected * (1 - expected) if own else (presence - expected).square().mean(0)
     return centred[:, None] * (presence - expected) / variance.clamp_min(1e-6)
 
@@ -382,7 +395,7 @@ class CVI:
     family : "presence"
     partition : a name of `PARTITIONS`, a callable `images -> labels`, int64 labels (B, H, W), or several, averaged
     baseline : what stands in for absent clusters, see `make_baselines`
-    budget : evaluations per image, each one forward and, with gradients, one backward; the bound's and the target's share
+    budget : evaluations per image, each forward and, with gradients, backward; the shares of the bound and the target
         (forward only) included
     temperature : β; smaller trusts the evidence more
     prior : probability of presence in (0, 1)
@@ -436,11 +449,15 @@ class CVI:
             if not isinstance(number, int) or number < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, got {number!r}.")
         for name, real, low, high in (("prior", prior, 0, 1), ("temperature", temperature, 0, math.inf)):
-            if not low < real < high:
+            if not isinstance(real, int | float) or not low < real < high:
                 raise ValueError(f"`{name}` must be in ({low}, {high}), got {real!r}.")
         for name, share in (("relaxation", relaxation), ("coarse", coarse), ("learning_rate", learning_rate)):
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {share!r}.")
+        if not isinstance(seed, int):
+            raise ValueError(f"`seed` must be an integer, got {seed!r}.")
+        if feather is not None and not (isinstance(feather, int | float) and 0 <= feather < math.inf):
+            raise ValueError(f"`feather` must be a finite number of pixels, at least 0, got {feather!r}.")
         self.model: Classifier = as_classifier(model)
         self.family, self.partition, self.baseline, self.budget = family, partition, baseline, budget
         self.temperature, self.prior, self.batch_size, self.seed = temperature, prior, batch_size, seed
@@ -459,8 +476,8 @@ class CVI:
         spent = self.model.evaluations
         target = self._target(images, target)
         left = self.budget - (self.model.evaluations - spent).forward // len(images)
-        settings = self._settings(images)
         partitions = _partitions(self.partition, images)
+        settings = self._settings(images)
         baselines = make_baselines(self.baseline, images)
         results = [
             self._infer_one(images[i], target[i], partitions[:, i], baselines[:, i], left, settings)
@@ -476,8 +493,10 @@ class CVI:
             Evaluations(used.forward // len(images), used.backward // len(images)),
         )
 
-    def attribute(self, images: Tensor, target: Any = None) -> Tensor:
-        """Criticality spread evenly over channels, in the shape of `images` (Captum's interface)."""
+    def attribute(self, images: Any, target: Any = None) -> Any:
+        """Criticality spread evenly over channels, in the shape of `images`; a tuple for a tuple (Captum's interface)."""
+        if isinstance(images, tuple):
+            return tuple(self.attribute(one, target) for one in images)
         return (self.infer(images, target).criticality[:, None] / images.shape[1]).expand_as(images).contiguous()
 
     def _target(self, images: Tensor, target: Any) -> Tensor:
@@ -534,7 +553,7 @@ class CVI:
                 weights = (evidence / settings.temperature).softmax(0)
             rate = self.learning_rate if self.learning_rate is not None else 1 / (step + 1)
             for k, term in enumerate(terms):
-                mean, error = _derivatives(evidence, term, weights)
+                mean, error = _derivatives(term, weights)
                 log_odds[k] = (1 - rate) * log_odds[k] + rate * (prior + mean / settings.temperature)
                 variance[k] = (1 - rate) ** 2 * variance[k] + (rate * error / settings.temperature) ** 2
             trace.append(evidence.mean())
@@ -594,12 +613,16 @@ class CVI:
         """Evidence (N,) under `mask` (N, H, W); if asked, (x − b)·∂ℓ/∂x' summed over channels (N, H, W)."""
         mixed = mask[:, None] * image + (1 - mask[:, None]) * baseline
         targets = target.expand(len(mask), *target.shape)
-        if not gradient:
-            with torch.no_grad():
-                return _finite(self.evidence(self.model(mixed), targets)), None
-        mixed = mixed.requires_grad_()
-        with torch.enable_grad():
-            value = self.evidence(self.model(mixed), targets)
+        mixed = mixed.requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            logits = self.model(mixed)
+            _check_classes(target, logits.shape[1])
+            value = self.evidence(logits, targets)
+            if not isinstance(value, Tensor) or value.shape != (len(mask),):
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"`evidence` must return one number per image, shape ({len(mask)},), got {got}.")
+            if not gradient:
+                return _finite(value), None
             if not value.requires_grad:
                 raise ValueError('`model` gives no gradient with respect to its input: use `estimator="forward"`.')
             (slope,) = torch.autograd.grad(value.sum(), mixed)
@@ -639,6 +662,17 @@ class CVI:
 def _split(total: int, parts: int) -> list[int]:
     """`total` as `parts` integers that differ by at most one."""
     return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _check_classes(target: Tensor, classes: int) -> None:
+    """Raise unless `target`, a class () or a mask (K,), fits a model of that many classes."""
+    if target.ndim == 0 and int(target) >= classes:
+        raise ValueError(f"`target` must be below the model's {classes} classes, got {int(target)}.")
+    if target.ndim == 1 and (len(target) != classes or not bool(target.any())):
+        raise ValueError(
+            f"`target` must mark at least one of the model's {classes} classes, got {int(target.sum())} "
+            f"of {len(target)}."
+        )
 
 
 def _finite(evidence: Tensor) -> Tensor:

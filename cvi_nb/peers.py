@@ -119,6 +119,8 @@ def kernel_shap(
             slic(x.permute(1, 2, 0).cpu().double().numpy(), segments, compactness=10, start_label=0)
         )
         labels = labels.long().to(x.device)
+        if int(labels.max()) < 1:
+            raise ValueError("`images` must have at least two SLIC segments each for KernelSHAP, got one.")
         with torch.random.fork_rng(devices=[]):  # Captum draws from the global generators
             torch.manual_seed(seed)
             value = method.attribute(
