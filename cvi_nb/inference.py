@@ -494,7 +494,7 @@ class CVI:
         )
 
     def attribute(self, images: Any, target: Any = None) -> Any:
-        """Criticality spread evenly over channels, in the shape of `images`; a tuple for a tuple (Captum's interface)."""
+        """Criticality spread evenly over channels, shaped like `images`; a tuple for a tuple (Captum's interface)."""
         if isinstance(images, tuple):
             return tuple(self.attribute(one, target) for one in images)
         return (self.infer(images, target).criticality[:, None] / images.shape[1]).expand_as(images).contiguous()
