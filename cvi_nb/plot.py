@@ -11,7 +11,7 @@ import secrets
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,19 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def style(**overrides: Any) -> Iterator[None]:
+def _styled(settings: dict[str, Any]) -> Iterator[None]:
+    interactive = plt.isinteractive()
+    try:
+        with plt.style.context(["default", STYLE, settings]):
+            try:
+                yield
+            finally:
+                interactive = plt.isinteractive()
+    finally:  # the first figure loads a backend; a notebook's turns this on, and it must stay on
+        matplotlib.interactive(interactive)
+
+
+def style(**overrides: Any) -> AbstractContextManager[None]:
     """A context in which matplotlib draws in the style of this package, and outside of which nothing has changed.
 
     Parameters
@@ -61,15 +73,7 @@ def style(**overrides: Any) -> Iterator[None]:
     known = {name.replace(".", "_"): name for name in plt.rcParams}
     if unknown := [name for name in overrides if name not in known]:
         raise ValueError(f"`overrides` must be matplotlib settings written with _ for ., got {unknown}")
-    interactive = plt.isinteractive()
-    try:
-        with plt.style.context(["default", STYLE, {known[name]: value for name, value in overrides.items()}]):
-            try:
-                yield
-            finally:
-                interactive = plt.isinteractive()
-    finally:  # the first figure loads a backend; a notebook's turns this on, and it must stay on
-        matplotlib.interactive(interactive)
+    return _styled({known[name]: value for name, value in overrides.items()})
 
 # %% ../nbs/08_plot.ipynb #b2e1bf31
 def _array(values: Any, name: str, shape: str, ndim: int | tuple[int, ...]) -> np.ndarray:
