@@ -18,8 +18,6 @@ from cvi_nb.data import load_digits
 from cvi_nb.inference import (
     BASELINES,
     CVI,
-    _partitions,
-    _refined,
     bernoulli_kl,
     blurred,
     collect,
@@ -28,6 +26,8 @@ from cvi_nb.inference import (
     make_baselines,
     paint,
 )
+from cvi_nb.inference.perturbation import _partitions
+from cvi_nb.inference.presence import _refined
 from cvi_nb.models import Classifier, Evaluations, load_classifier, mnist_cnn
 
 # One pixel per cluster, image 1, baseline 0: the masked image is z itself, and a polynomial in z is any game we like.
