@@ -19,10 +19,10 @@ from ..data import check_images, check_labels
 from ..models import Classifier, Evaluations, as_classifier, margin
 
 # %% auto #0
-__all__ = ['Norm', 'Target', 'RULES', 'Loss', 'per_sample', 'norms', 'project', 'choose_target', 'cluster_support', 'Options',
-           'AttackResult', 'ZeroGradientWarning', 'Run']
+__all__ = ['Norm', 'Target', 'RULES', 'Loss', 'per_sample', 'norms', 'project', 'steepest', 'check_positive', 'check_count',
+           'check_norm', 'choose_target', 'cluster_support', 'Options', 'AttackResult', 'ZeroGradientWarning', 'Run']
 
-# %% ../../nbs/04_attack/01_core.ipynb #373c02c0
+# %% ../../nbs/04_attack/01_core.ipynb #bf9c8dcd
 Norm = float  # 0, 1, 2 or math.inf
 
 
@@ -62,6 +62,41 @@ def project(delta: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
         kept = (rank < radius[:, None]).view(len(delta), 1, *delta.shape[2:])
         return delta * kept
     raise ValueError(f"`norm` must be 0, 1, 2 or inf, got {norm!r}.")
+
+
+def steepest(slope: Tensor, norm: Norm, x: Tensor | None = None) -> Tensor:
+    """The δ of length 1 in L∞ or L2 that climbs `slope` (B, C, H, W) fastest: its sign, or its direction.
+
+    With images `x` given, L2 wastes no length on pixels at 0 or 1 that the slope pushes outwards. Zero stays zero.
+    """
+    if norm == math.inf:
+        return slope.sign()
+    if x is not None:
+        slope = slope.masked_fill(((x <= 0) & (slope < 0)) | ((x >= 1) & (slope > 0)), 0)
+    slope = slope / per_sample(norms(slope, math.inf).clamp_min(1e-37), slope)  # squares of tiny slopes would vanish
+    return slope / per_sample(norms(slope, 2).clamp_min(1e-12), slope)
+
+
+def check_positive(**values: float) -> None:
+    """Raise `ValueError`, by name, for a number that is not positive and finite."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"`{name}` must be a number, got {type(value).__name__}.")
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be positive, got {value!r}.")
+
+
+def check_count(**values: int) -> None:
+    """Raise by name for a number that is not a positive integer."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+
+
+def check_norm(norm: Norm, *known: Norm) -> None:
+    """Raise `ValueError` if `norm` is none of `known`."""
+    if norm not in known:
+        raise ValueError(f"`norm` must be one of {known}, got {norm!r}.")
 
 # %% ../../nbs/04_attack/01_core.ipynb #058385b6
 Target = int | Tensor | Sequence[int] | str | None
@@ -245,7 +280,7 @@ class AttackResult:
             torch.cat([original, 0.5 + 0.5 * delta / scale, fooled]), heads + sizes + ends, columns=len(original)
         )
 
-# %% ../../nbs/04_attack/01_core.ipynb #af3800f9
+# %% ../../nbs/04_attack/01_core.ipynb #5cd6312a
 class ZeroGradientWarning(UserWarning):
     """The model's gradient was zero: an attack that follows it says nothing about robustness."""
 
@@ -437,6 +472,27 @@ class Run:
         """Candidates `x` (n, C, H, W) brought into [0, 1] and back to the original outside the support."""
         x = x.clamp(0, 1)
         return x if self.support is None else torch.where(self.support[rows], x, self.images[rows])
+
+    def confine(self, x: Tensor, rows: Tensor, eps: float, norm: Norm) -> Tensor:
+        """The nearest candidates to `x` (n, C, H, W) in the ball of radius `eps`, in [0, 1] and within the support.
+
+        In L∞ that is clamping. In L2 it is clip(x₀ + s δ) with one s for a sample: pixels that meet a bound stop
+        there, and the length that they leave over is spread over the others.
+        """
+        start = self.images[rows]
+        if norm == math.inf:
+            return self.inside(start + project(x - start, eps, norm), rows)
+        if self.support is not None:
+            x = torch.where(self.support[rows], x, start)
+        delta = x - start
+        scale = (eps / norms(delta, 2).clamp_min(1e-30)).clamp_max(1)
+        for _ in range(8):  # the length grows towards eps from below as more pixels are stopped
+            aim = start + per_sample(scale, delta) * delta
+            free = (aim >= 0) & (aim <= 1)
+            stopped = norms((aim.clamp(0, 1) - start) * ~free, 2).square()
+            room = (eps**2 - stopped).clamp_min(0).sqrt() / norms(delta * free, 2).clamp_min(1e-30)
+            scale = torch.maximum(scale, room.clamp_max(1))
+        return (start + project((start + per_sample(scale, delta) * delta).clamp(0, 1) - start, eps, 2)).clamp(0, 1)
 
     def result(
         self, name: str, candidates: Tensor | None = None, eps: float | None = None, **settings: Any
