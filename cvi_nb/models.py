@@ -426,7 +426,12 @@ def _mnist_cnn(pretrained: bool, seed: int = 0) -> tuple[nn.Module, dict[str, An
 def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     from torchvision.models import get_model, get_model_weights
 
-    weights = get_model_weights(name).DEFAULT
+    try:
+        weights = get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise ValueError(
+            f'`name` must be "torchvision:" and a classifier of torchvision, got {name!r}: {error}'
+        ) from error
     preset = weights.transforms()
     facts = {"mean": preset.mean, "std": preset.std, "size": preset.crop_size[0], "classes": weights.meta["categories"]}
     return get_model(name, weights=weights if pretrained else None), facts
@@ -437,6 +442,11 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
         import timm
     except ImportError as error:
         raise ImportError(f'"timm:{name}" needs timm: pip install timm') from error
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"{name.split('_')[0]}*")[:5])
+        raise ValueError(
+            f'`name` must be "timm:" and a model of timm, got {name!r}' + (f"; near it: {close}." if close else ".")
+        )
     network = timm.create_model(name, pretrained=pretrained)
     config = timm.data.resolve_model_data_config(network)
     classes = imagenet_classes() if getattr(network, "num_classes", None) == 1000 else None
@@ -444,16 +454,18 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _build(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Network and facts of a model's name."""
+    """Network and facts of a model's name; weights are initialised by `seed`, away from the global generator."""
     source, _, rest = name.partition(":")
-    if name == "efficientnet_lite0":
-        return _efficientnet_lite0(pretrained)
-    if name == "mnist_cnn":
-        return _mnist_cnn(pretrained, seed)
-    if source == "torchvision" and rest:
-        return _torchvision(rest, pretrained)
-    if source == "timm" and rest:
-        return _timm(rest, pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == "efficientnet_lite0":
+            return _efficientnet_lite0(pretrained)
+        if name == "mnist_cnn":
+            return _mnist_cnn(pretrained, seed)
+        if source == "torchvision" and rest:
+            return _torchvision(rest, pretrained)
+        if source == "timm" and rest:
+            return _timm(rest, pretrained)
     raise ValueError(
         '`name` must be "efficientnet_lite0", "mnist_cnn", "torchvision:NAME", "timm:NAME" or the path '
         f"of a .safetensors, .pt or .pth file, got {name!r}."
@@ -478,9 +490,9 @@ def load_classifier(
         "torchvision:NAME", "timm:NAME" (both download weights), or the path of a .safetensors, .pt or .pth file
     architecture : for a path: a name as above, or a module to load the weights into; found in the file's header if
         `save_classifier` wrote it
-    pretrained : False for freshly initialised weights
+    pretrained : False for weights freshly initialised by `seed`
     fold : fold batch norms into convolutions where possible (same logits, fewer operations)
-    seed : of the digit network's training
+    seed : of fresh weights, and of the digit network's training
     device : where to put the weights
     **facts : override `mean`, `std`, `classes`, `size`, `channels_last`, `autocast` of the `Classifier`
 
@@ -502,6 +514,8 @@ def load_classifier(
             )
         if isinstance(architecture, nn.Module):
             network = copy.deepcopy(architecture)
+        elif not isinstance(architecture, str):
+            raise TypeError(f"`architecture` must be a name or an nn.Module, got {type(architecture).__name__}.")
         else:
             network, known = _build(architecture, pretrained=False, seed=seed)
         network = fold_batch_norm(network, known.get("size")) if folded else network

@@ -632,3 +632,25 @@ def test_a_corrupted_cache_is_retrained_or_refused_by_path(tmp_path, monkeypatch
         assert load_classifier("mnist_cnn")(images(c=1, side=28)).shape == (4, 10)
     except ValueError as error:
         assert str(path) in str(error) and path.read_bytes() == content
+
+
+def test_unknown_names_and_architectures_are_refused_by_name(tmp_path):
+    for name in ("torchvision:resnet_that_is_not", "timm:resnet_that_is_not"):
+        with pytest.raises(ValueError, match=r"`name` must be"):
+            load_classifier(name, pretrained=False)
+    path = save_classifier(load_classifier("mnist_cnn"), tmp_path / "digits.safetensors", "mnist_cnn")
+    with pytest.raises(TypeError, match="`architecture`"):
+        load_classifier(path, architecture=3)
+
+
+def test_loading_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    load_classifier("mnist_cnn")
+    first = load_classifier("mnist_cnn", pretrained=False)
+    assert torch.equal(torch.rand(1), expected)
+    second = load_classifier("mnist_cnn", pretrained=False)
+    other = load_classifier("mnist_cnn", pretrained=False, seed=1)
+    weights = [next(m.model.parameters()) for m in (first, second, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
