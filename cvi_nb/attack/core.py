@@ -371,7 +371,8 @@ class Run:
         with torch.no_grad():
             out = torch.cat([self.model(chunk) for chunk in x.detach().split(self.batch_size)])
             for chunk in self._idle(rows).split(self.batch_size):
-                self.model(self.images[chunk])
+                if len(chunk):
+                    self.model(self.images[chunk])
         return out
 
     def gradient(self, x: Tensor, rows: Tensor, loss: Loss | None = None) -> tuple[Tensor, Tensor, Tensor]:
