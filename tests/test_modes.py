@@ -1,0 +1,82 @@
+"""Posteriors with shared beliefs, against enumeration of small games."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvi_nb.data import load_digits
+from cvi_nb.inference.modes import Products, all_masks, fit_chain, fit_surrogate, infer_modes, stroke_partition
+
+LABELS = torch.arange(6).view(2, 3)
+WHITE = torch.ones(1, 1, 2, 3)
+
+
+def take(logits, target):
+    return logits[:, 0]
+
+
+def either(images):
+    z = images.flatten(1)
+    return (-8 * (1 - z[:, 0]) * (1 - z[:, 4]))[:, None]
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6), temperature=st.sampled_from([1.0, 0.3]), shared=st.sampled_from(["all", "none"]))
+def test_the_bound_is_below_log_z(seed, temperature, shared):
+    values = torch.randn(64, generator=torch.Generator().manual_seed(seed)).double()
+
+    def game(images):
+        return values[(images.flatten(1).long() << torch.arange(6)).sum(1)][:, None]
+
+    found = infer_modes(
+        game, WHITE, 0, partition=LABELS, baseline=0.0, evidence=take, budget=40, temperature=temperature, shared=shared
+    )
+    log_q, log_prior = found.densities[0].log_density(all_masks(6)), -6 * math.log(2)
+    free = float((log_q.exp() * (values - temperature * (log_q - log_prior))).sum())
+    log_z = float(temperature * (log_prior + values / temperature).logsumexp(0))
+    assert float(log_q.exp().sum()) == pytest.approx(1, abs=1e-6)
+    assert free <= log_z + 1e-6
+    assert abs(float(found.bound) - free) <= 6 * float(found.bound_error) + 1e-3
+
+
+def test_two_answers_are_two_modes():
+    found = infer_modes(either, WHITE, 0, partition=LABELS, baseline=0.0, evidence=take, prior=0.1, budget=96)
+    modes = found.modes()
+    assert {tuple(m.present.nonzero().flatten().tolist()) for m in modes} == {(0,), (4,)}
+    assert all(abs(m.weight - 0.5) < 0.1 for m in modes)
+
+
+def test_a_mixture_of_one_is_a_product():
+    log_odds = torch.tensor([[0.3, -1.0, 2.0]]).double()
+    masks, chance = all_masks(3), log_odds.sigmoid()
+    found = Products(torch.ones(1).double(), log_odds).log_density(masks)
+    assert torch.allclose(found.exp(), torch.where(masks > 0, chance, 1 - chance).prod(1))
+
+
+def test_the_chain_is_a_density():
+    masks = (torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) < 0.4).double()
+    chain = fit_chain(masks, torch.tensor([[0, 1], [1, 2], [3, 4]]))
+    assert float(chain.log_density(all_masks(5)).exp().sum()) == pytest.approx(1)
+
+
+def test_flips_are_differences():
+    masks = all_masks(5)
+    process = fit_surrogate(masks[::2], -masks[::2].sum(1) - masks[::2, 1] * masks[::2, 3], steps=5)
+    on, off = masks.clone(), masks.clone()
+    on[:, 3], off[:, 3] = 1, 0
+    assert torch.allclose(process.flips(masks)[:, 3], process(on) - process(off), atol=1e-8)
+
+
+def test_strokes_are_twelve():
+    assert [len(p.unique()) for p in stroke_partition(load_digits("development").images[3::1000])] == [12] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("budget", 8), ("particles", 0), ("temperature", 0.0), ("prior", 1.0), ("shared", "some")]
+)
+def test_errors_name_the_argument(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must"):
+        infer_modes(either, WHITE, 0, partition=LABELS, baseline=0.0, evidence=take, **{name: value})
