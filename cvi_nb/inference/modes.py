@@ -76,8 +76,8 @@ _SATURATED = 12.0  # log-odds beyond which log σ is flat to 1e-5 nats
 class Surrogate:
     """A Gaussian process on masks, conditioned on evaluations; see `fit_surrogate`.
 
-    masks (N, R) and weights (N,) are the evaluated masks and K⁻¹(y − mean)/s²; rates (R,) are γ; scale is s; nugget is a share
-    of s²; cholesky (N, N) is the factor of K/s²; link tells whether values are log-odds of a probability.
+    masks (N, R) and weights (N,) are the evaluated masks and K⁻¹(y − mean)/s²; rates (R,) are γ; scale is s; nugget is
+    a share of s²; cholesky (N, N) is the factor of K/s²; link tells whether values are log-odds of a probability.
     """
 
     masks: Tensor
@@ -123,7 +123,7 @@ class Surrogate:
         return found * slope[:, None] * slope
 
     def draw_all(self, draws: int, generator: torch.Generator) -> Tensor:
-        """Evidence (D, 2^R) of functions drawn from the conditioned process, on all masks in the order of `all_masks`."""
+        """Evidence (D, 2^R) of functions drawn from the conditioned process, on `all_masks`."""
         clusters = len(self.rates)
         every = all_masks(clusters)
         member = -torch.expm1(-self.rates) / 2
@@ -281,7 +281,7 @@ def fit_chain(masks: Tensor, edges: Tensor, ridge: float = 1.0, steps: int = 8) 
 def gibbs(
     surrogate: Surrogate, masks: Tensor, temperature: float, prior: float, sweeps: int, generator: torch.Generator
 ) -> Tensor:
-    """Masks (K S, R) of the posterior under `surrogate`: chains from `masks` (K, R), the last half of `sweeps` kept."""
+    """Masks (K S, R) of the posterior under `surrogate`: chains from `masks` (K, R), half of `sweeps` kept."""
     masks, kept = masks.double().clone(), []
     log_prior = math.log(prior / (1 - prior))
     shrink, grow = torch.exp(-surrogate.rates), torch.exp(surrogate.rates)
@@ -320,7 +320,7 @@ def _particles(
 def _merged(
     log_odds: Tensor, surrogate: Surrogate, temperature: float, prior: float, bandwidth: float, draws: Tensor
 ) -> tuple[Products, Tensor]:
-    """The mixture of the particles' basins, the heaviest first, and F_g (G,) under the surrogate; `draws` (n, R) uniform."""
+    """The mixture of the particles' basins, the heaviest first, and F_g (G,); `draws` (n, R) uniform."""
     basins = mean_shift(log_odds.sigmoid(), bandwidth).labels
     centres = torch.stack([log_odds[basins == g].mean(0) for g in basins.unique()])
     free = []
@@ -470,7 +470,7 @@ def infer_modes(
     Parameters
     ----------
     model, images, target, temperature, prior, evidence, batch_size, seed, progress : as for `CVI`
-    partition, baseline : as for `CVI`, but a single one each; several mean-shift partitions are represented by the coarsest
+    partition, baseline : as for `CVI`, but a single one each; of several partitions the last is used
     budget : forward evaluations per image, at least 32, the bound's (an eighth) and the target's included
     particles : starts of mean field
     shared : which clusters share beliefs: "all" (enumerated; R ≤ 16), "neighbours" (the chain) or "none" (the mixture
@@ -501,7 +501,8 @@ def infer_modes(
             )
         )  # fmt: skip
     pad = torch.nn.utils.rnn.pad_sequence
-    probability, interval, mixtures, free, bound, error, densities, surrogates = zip(*results, strict=True)
+    columns: Any = zip(*results, strict=True)
+    probability, interval, mixtures, free, bound, error, densities, surrogates = columns
     most = max(p.shape[0] for p in probability)
     widest = [F.pad(m.log_odds.sigmoid(), (0, most - m.log_odds.shape[1]), value=prior) for m in mixtures]
     return MixturePosterior(
@@ -706,7 +707,7 @@ def _bound(
     prior: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """F(q) and its standard error in nats: the surrogate's part exactly or from many masks, its error from `fresh` ones."""
+    """F(q) and its standard error in nats: the surrogate's error from `fresh` masks."""
     masks = density.sample(fresh, generator)
     residual = play(masks) - surrogate(masks)
     many = all_masks(clusters) if clusters <= 16 else density.sample(4096, generator)
