@@ -1,0 +1,152 @@
+"""Minimum-norm attacks and Carlini & Wagner against a linear model, whose distances are known exactly."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvi_nb.attack.carlini import carlini_wagner, targeted_cases
+from cvi_nb.attack.core import AttackResult, ZeroGradientWarning, norms
+from cvi_nb.attack.minimum_norm import boundary_step, ddn, deepfool, fmn, jsma, minimum_norm, sigma_zero
+
+ATTACKS = {
+    "deepfool": deepfool,
+    "ddn": ddn,
+    "fmn": fmn,
+    "sigma_zero": sigma_zero,
+    "jsma": jsma,
+    "minimum_norm": minimum_norm,
+    "carlini_wagner": lambda *a, **k: carlini_wagner(*a, steps=20, search_steps=2, warm_start=20, **k),
+}
+everything = pytest.mark.parametrize("name", ATTACKS)
+
+
+class Linear(nn.Module):
+    def __init__(self, shape: tuple[int, int, int], classes: int = 3, seed: int = 0):
+        super().__init__()
+        self.weight = torch.randn(classes, math.prod(shape), generator=torch.Generator().manual_seed(seed))
+        self.bias = torch.zeros(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+def problem(
+    shape: tuple[int, int, int] = (1, 6, 5), count: int = 6, edge: bool = False
+) -> tuple[Linear, Tensor, Tensor]:
+    model = Linear(shape)
+    x = torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
+    x = x.round() if edge else 0.4 + 0.2 * x
+    return model, x, model(x).argmax(1)
+
+
+def exact(model: Linear, x: Tensor, y: Tensor, norm: float) -> Tensor:
+    """The distance to the nearest class in the box, by the closed form."""
+    z, found = model(x), torch.full((len(x), 3), math.inf)
+    for k in range(3):
+        w = (model.weight[k] - model.weight[y]).view_as(x)
+        need = z.gather(1, y[:, None])[:, 0] - z[:, k]
+        step = boundary_step(w, need, -x, 1 - x, norm)
+        feasible = (w * step).flatten(1).sum(1) >= need - 1e-4
+        found[:, k] = torch.where(feasible & (y != k), norms(step, norm), math.inf)
+    return found.amin(1)
+
+
+def test_closed_form_without_box() -> None:
+    model, x, y = problem()
+    z = model(x)
+    w = model.weight[(y + 1) % 3] - model.weight[y]
+    need = z.gather(1, y[:, None])[:, 0] - z.gather(1, (y + 1)[:, None] % 3)[:, 0]
+    far = torch.full_like(x, 1e3)
+    for norm, dual in ((2, 2), (math.inf, 1)):
+        step = boundary_step(w.view_as(x), need, -far, far, norm)
+        torch.testing.assert_close(norms(step, norm), need / torch.linalg.vector_norm(w, dual, dim=1))
+
+
+@pytest.mark.parametrize("edge", [False, True])
+@pytest.mark.parametrize(
+    ("attack", "norm", "excess"),
+    [
+        (deepfool, 2, 1.03),
+        (deepfool, math.inf, 1.03),
+        (minimum_norm, 2, 1.005),
+        (minimum_norm, math.inf, 1.005),
+        (carlini_wagner, 2, 1.005),
+        (carlini_wagner, math.inf, 1.005),
+        (ddn, 2, 1.05),
+    ],
+)
+def test_linear(attack, norm, excess, edge) -> None:
+    model, x, y = problem(edge=edge)
+    result: AttackResult = attack(model, x, y) if attack is ddn else attack(model, x, y, norm=norm)
+    truth = exact(model, x, y, norm)
+    assert result.success.all()
+    assert (result.distance >= truth - 1e-4).all()
+    assert result.distance.mean() <= excess * truth.mean()
+
+
+@everything
+def test_support_target_and_bounds(name) -> None:
+    model, x, y = problem()
+    support = torch.zeros(6, 5)
+    support[:, :4] = 1
+    result = ATTACKS[name](model, x, y, target="next", support=support)
+    changed = result.adversarial != x
+    assert not changed[..., 4:].any()
+    assert (model(result.adversarial).argmax(1) == (y + 1) % 3)[result.success].all()
+    assert result.adversarial.min() >= 0 and result.adversarial.max() <= 1
+
+
+@everything
+def test_eight_bit_is_verified_rounded(name) -> None:
+    model, x, y = problem()
+    x = (255 * x).round() / 255
+    y = model(x).argmax(1)
+    result = ATTACKS[name](model, x, y, eight_bit=True)
+    assert torch.allclose(255 * result.adversarial, (255 * result.adversarial).round(), atol=1e-3)
+    assert (model(result.adversarial).argmax(1) != y)[result.success].all() and result.success.any()
+
+
+@everything
+@pytest.mark.parametrize("shape", [(1, 4, 7), (4, 5, 3)])
+@pytest.mark.parametrize("count", [0, 1])
+def test_shapes(name, shape, count) -> None:
+    model, x, y = problem(shape, 1)
+    result = ATTACKS[name](model, x[:count], y[:count])
+    assert result.adversarial.shape == (count, *shape)
+
+
+@everything
+def test_misclassified_is_at_distance_zero(name) -> None:
+    model, x, y = problem()
+    result = ATTACKS[name](model, x, (y + 1) % 3)
+    assert result.success.all() and (result.distance == 0).all()
+
+
+@everything
+def test_constant_model(name) -> None:
+    model, x, y = problem()
+    model.weight.zero_()
+    model.bias = torch.tensor([1.0, 0, 0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = ATTACKS[name](model, x, torch.zeros_like(y))
+    assert any(w.category is ZeroGradientWarning for w in caught)
+    assert not result.success.any() and result.distance.isnan().all() and torch.equal(result.adversarial, x)
+
+
+@pytest.mark.parametrize("norm", [0, 2, math.inf])
+def test_kappa(norm) -> None:
+    model, x, y = problem()
+    result = carlini_wagner(model, x, y, norm=norm, kappa=0.5)
+    z = model(result.adversarial)
+    lead = z.scatter(1, y[:, None], -math.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
+    assert result.success.any() and (lead >= 0.5 - 1e-4)[result.success].all()
+
+
+def test_cases_are_ordered() -> None:
+    model, x, y = problem()
+    table = targeted_cases(model, x, y, deepfool, classes=3).to_frame()
+    assert table.distance["best"] <= table.distance["average"] <= table.distance["worst"]
