@@ -106,7 +106,7 @@ def deepfool(
         rows, x = rows[~reached], x[~reached]
     return run.result("deepfool", norm=norm, steps=steps, overshoot=overshoot, rivals=rivals)
 
-# %% ../../nbs/04_attack/05_minimum_norm.ipynb #0224b2b0
+# %% ../../nbs/04_attack/05_minimum_norm.ipynb #224f7d01
 def _cosine(step: int, steps: int, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
 
@@ -133,17 +133,18 @@ def ddn(
     rows = run.todo
     clean, delta = run.images[rows], torch.zeros_like(run.images[rows])
     radius = clean.new_full((len(rows),), initial)
-    for k in run.steps(steps, "DDN"):
+    for k in run.steps(steps if len(rows) else 0, "DDN"):
         _, slope, logits = run.gradient(clean + delta, rows)
         run.record(logits, rows)
         fooled = run.keep(clean + delta, rows, logits) if k else run.leads(logits, rows)
         delta = delta + _cosine(k, steps, 1.0, 0.01) * _unit(slope, 2)
         radius = radius * torch.where(fooled, 1 - gamma, 1 + gamma)
         delta = run.inside(clean + _unit(delta, 2) * per_sample(radius, delta), rows) - clean
-    run.keep(clean + delta, rows, run.logits(clean + delta, rows))
+    if len(rows):
+        run.keep(clean + delta, rows, run.logits(clean + delta, rows))
     return run.result("ddn", steps=steps, gamma=gamma, initial=initial)
 
-# %% ../../nbs/04_attack/05_minimum_norm.ipynb #42d6dd43
+# %% ../../nbs/04_attack/05_minimum_norm.ipynb #0b7b9cbe
 def fmn(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -169,7 +170,7 @@ def fmn(
     clean, delta = run.images[rows], torch.zeros_like(run.images[rows])
     radius = clean.new_full((len(rows),), math.inf if norm else 1.0)
     found = torch.zeros_like(rows, dtype=torch.bool)
-    for k in run.steps(steps, "FMN"):
+    for k in run.steps(steps if len(rows) else 0, "FMN"):
         value, slope, logits = run.gradient(clean + delta, rows, run.goal)
         run.record(logits, rows)
         fooled = run.keep(clean + delta, rows, logits)
@@ -186,10 +187,11 @@ def fmn(
             radius = torch.where(fooled, shrunk, torch.where(found, radius * (1 + factor), unseen))
         delta = delta + _cosine(k, steps, alpha, 0.01 * alpha) * _unit(slope, 2)
         delta = run.inside(clean + project(delta, radius, norm), rows) - clean
-    run.keep(clean + delta, rows, run.logits(clean + delta, rows))
+    if len(rows):
+        run.keep(clean + delta, rows, run.logits(clean + delta, rows))
     return run.result("fmn", norm=norm, steps=steps, step_size=alpha, gamma=gamma)
 
-# %% ../../nbs/04_attack/05_minimum_norm.ipynb #bd2a5750
+# %% ../../nbs/04_attack/05_minimum_norm.ipynb #02564008
 class _Adam:
     """Adam without a rate, row by row: `direction(slope)` of shape (n, …); `take` keeps some of the rows."""
 
@@ -214,7 +216,7 @@ def _sigma_zero(run: Run, steps: int, sigma: float, threshold: float, step_size:
     tau = clean.new_full((len(rows),), threshold)
     adam = _Adam(delta)
     size = clean[:1].numel()
-    for k in run.steps(steps, "σ-zero"):
+    for k in run.steps(steps if len(rows) else 0, "σ-zero"):
         _, slope, logits = run.gradient(clean + delta, rows, lambda z, r: run.goal(z, r).clamp_max(0))
         run.record(logits, rows)
         fooled = run.keep(clean + delta, rows, logits)
@@ -223,7 +225,8 @@ def _sigma_zero(run: Run, steps: int, sigma: float, threshold: float, step_size:
         delta = run.inside(clean + delta - rate * adam.direction(_unit(slope, math.inf)), rows) - clean
         tau = (tau + torch.where(fooled, 0.01, -0.01) * rate).clamp(0, 1)
         delta = delta * (delta.abs() > per_sample(tau, delta))
-    run.keep(clean + delta, rows, run.logits(clean + delta, rows))
+    if len(rows):
+        run.keep(clean + delta, rows, run.logits(clean + delta, rows))
 
 
 def sigma_zero(
