@@ -1,0 +1,127 @@
+"""Attacks in a ball: equal to the peers where they should be, and what they promise on their own."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from cvi_nb.attack.auto import apgd, apgd_targeted, checkpoints
+from cvi_nb.attack.ball import bim, fgsm, iterative_least_likely, kurakin_steps, momentum, pgd, targeted_gradient_sign
+from cvi_nb.attack.core import Run, ZeroGradientWarning, norms, project, steepest
+from cvi_nb.attack.ensemble import ensemble, standard_attacks
+from cvi_nb.attack.square import square
+from cvi_nb.data import load_digits
+from cvi_nb.models import load_classifier
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_classifier("mnist_cnn")
+
+
+@pytest.fixture(scope="module")
+def digits(model):
+    found = load_digits("report")[range(0, 1000, 25)]
+    right = model.predict(found.images).argmax(1) == found.labels
+    return found.images[right], found.labels[right]
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.25])
+def test_fgsm_and_bim_equal_torchattacks(model, digits, eps):
+    torchattacks = pytest.importorskip("torchattacks")
+    images, labels = digits
+    theirs = torchattacks.FGSM(model.model, eps=eps)(images, labels)
+    assert (fgsm(model, images, labels, eps=eps).attempt - theirs).abs().max() < 1e-6
+    theirs = torchattacks.BIM(model.model, eps=eps, alpha=0.02, steps=10)(images, labels)
+    ours = bim(model, images, labels, eps=eps, alpha=0.02, steps=10, early_stop=False)
+    assert (ours.attempt - theirs).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.25])
+def test_fgsm_and_bim_equal_foolbox(model, digits, eps):
+    foolbox = pytest.importorskip("foolbox")
+    images, labels = digits
+    wrapped = foolbox.PyTorchModel(model.model.eval(), bounds=(0, 1), device="cpu")
+    raw, _, _ = foolbox.attacks.FGSM(random_start=False)(wrapped, images, labels, epsilons=eps)
+    ours = fgsm(model, images, labels, eps=eps)
+    assert (ours.attempt - raw).abs().max() < 1e-6
+    attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=0.02, steps=10, random_start=False)
+    _, theirs, _ = attack(wrapped, images, labels, epsilons=eps)
+    ours = bim(model, images, labels, eps=eps, alpha=0.02, steps=10, early_stop=False)
+    assert (ours.attempt - theirs).abs().max() < 1e-6
+
+
+def test_kurakin_steps_and_checkpoints():
+    assert [kurakin_steps(k / 255) for k in (0.1, 1, 4, 16, 64)] == [1, 1, 5, 20, 68]
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(1) == [1]
+
+
+def test_confine_is_the_nearest_point_of_ball_and_cube(model, digits):
+    images, labels = digits
+    run = Run(model, images, labels, norm=2)
+    rows = torch.arange(len(images))
+    wish = images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    near = run.confine(wish, rows, 1.5, 2)
+    assert near.min() >= 0 and near.max() <= 1 and (norms(near - images, 2) <= 1.5 + 1e-5).all()
+    # Dykstra's alternating projections end at the nearest point.
+    x, p, q = wish - images, torch.zeros_like(wish), torch.zeros_like(wish)
+    for _ in range(200):
+        y = project(x + p, 1.5, 2)
+        p = x + p - y
+        x = (images + y + q).clamp(0, 1) - images
+        q = y + q - x
+    assert (near - images - x).abs().max() < 1e-3
+
+
+def test_steepest_keeps_zero_at_zero():
+    assert steepest(torch.zeros(2, 1, 3, 3), 2).isfinite().all()
+    assert torch.equal(steepest(torch.tensor([[[[-2.0, 0, 3]]]]), math.inf), torch.tensor([[[[-1.0, 0, 1]]]]))
+
+
+@pytest.mark.parametrize("attack", [pgd, momentum, apgd, apgd_targeted])
+def test_l2_stays_in_ball_cube_and_support(attack, model, digits):
+    images, labels = digits[0][:6], digits[1][:6]
+    support = torch.zeros(28, 28)
+    support[5:23, 9:19] = 1
+    result = attack(model, images, labels, eps=2.0, norm=2, steps=8, support=support)
+    assert (norms(result.attempt - images, 2) <= 2 + 1e-5).all()
+    assert result.attempt.min() >= 0 and result.attempt.max() <= 1
+    assert torch.equal(result.attempt[..., support == 0], images[..., support == 0])
+
+
+def test_towards_a_target(model, digits):
+    images, labels = digits
+    aimed = iterative_least_likely(model, images, labels, eps=0.35)
+    assert torch.equal(aimed.success, aimed.predicted == aimed.target)
+    assert (targeted_gradient_sign(model, images, labels, eps=0.3).target == aimed.target).all()
+
+
+def test_certain_models_are_said_to_hide_and_dlr_sees_through(model, digits):
+    images, labels = digits[0][:12], digits[1][:12]
+    certain = lambda x: 1e4 * model(x)  # noqa: E731
+    with pytest.warns(ZeroGradientWarning):
+        flat = apgd(certain, images, labels, eps=0.25, steps=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sharp = apgd(certain, images, labels, eps=0.25, steps=10, loss="dlr")
+    assert sharp.success.sum() > flat.success.sum()
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_square_needs_outputs_only(norm, model, digits):
+    images, labels = digits[0][:8], digits[1][:8]
+    eps = 0.35 if norm == math.inf else 3.5
+    result = square(lambda x: model(x).softmax(1).detach(), images, labels, eps=eps, norm=norm, steps=150)
+    assert result.success.any() and result.backward.sum() == 0
+    assert (result.distance[result.success] <= eps + 1e-5).all()
+
+
+def test_the_ensemble_is_no_better_than_its_best(model, digits):
+    images, labels = digits[0][:16], digits[1][:16]
+    attacks = standard_attacks(queries=50)
+    result = ensemble(model, images, labels, eps=0.2, attacks=attacks)
+    assert (result.success >= pgd(model, images, labels, eps=0.2, steps=10, random_start=False).success).all()
+    assert sum(result.wins.values()) == int(result.success.sum())
+    assert list(result.to_frame()["winner"].notna()) == result.success.tolist()
