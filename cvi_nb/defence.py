@@ -22,15 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attack.core import check_count, check_positive, project
-from .data import ImageSet, atomic_path, check_images, check_labels, load_digits
-from .models import Classifier, Evaluations, _frozen, as_classifier
+from .data import ImageSet, atomic_path, cache_dir, check_images, check_labels, load_digits
+from .models import Classifier, Evaluations, _frozen, as_classifier, load_classifier, mnist_cnn, save_classifier
 
 # %% auto #0
-__all__ = ['Loss', 'Validation', 'Optimiser', 'Schedule', 'Objective', 'plain', 'gaussian_noise', 'worst_in_ball',
-           'fgsm_adversarial', 'pgd_adversarial', 'squared_slope', 'doubleback', 'insensitive', 'per_sample_lambda',
-           'TrainingResult', 'train', 'distill']
+__all__ = ['Loss', 'Validation', 'Optimiser', 'Schedule', 'OPTIMISERS', 'SCHEDULES', 'RECIPES', 'DEFENDED', 'Objective', 'plain',
+           'gaussian_noise', 'worst_in_ball', 'fgsm_adversarial', 'pgd_adversarial', 'squared_slope', 'doubleback',
+           'insensitive', 'per_sample_lambda', 'TrainingResult', 'train', 'distill', 'load_defended']
 
-# %% ../nbs/05_defence.ipynb #4640cc7e
+# %% ../nbs/05_defence.ipynb #4d3b041a
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -49,7 +49,7 @@ class Objective:
     name: str
     settings: dict[str, float]
     loss: Loss
-    cost: Evaluations = Evaluations(1, 1)
+    cost: Evaluations = dataclasses.field(default_factory=lambda: Evaluations(1, 1))
 
     def __call__(self, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return self.loss(network, images, labels)
@@ -216,7 +216,7 @@ class TrainingResult:
             frame["epoch"].to_numpy(), {k: v.to_numpy() for k, v in shown.items()}, "epochs", "loss (nats)", ax
         )
 
-# %% ../nbs/05_defence.ipynb #085eb679
+# %% ../nbs/05_defence.ipynb #11d6d941
 class _Normalised(nn.Module):
     """The network behind its normalisation: (N, C, H, W) in [0, 1] to logits, differentiable in the weights."""
 
@@ -225,8 +225,9 @@ class _Normalised(nn.Module):
         self.network, self.mean, self.std = network, mean, std
 
     def forward(self, images: Tensor) -> Tensor:
-        plain = self.mean is None or self.std is None
-        return self.network(images if plain else (images - self.mean) / self.std)
+        if self.mean is None or self.std is None:
+            return self.network(images)
+        return self.network((images - self.mean) / self.std)
 
 
 @contextmanager
@@ -250,15 +251,34 @@ def _fingerprint(*tensors: Tensor) -> str:
     return found.hexdigest()[:16]
 
 
+def _momentum(weights: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(weights, lr=lr, momentum=0.9)
+
+
+def _one_cycle(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.OneCycleLR(optimiser, optimiser.param_groups[0]["lr"], total_steps=steps)
+
+
+def _constant(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0, total_iters=steps)
+
+
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": _momentum}
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]] = {
+    "one_cycle": _one_cycle,
+    "constant": _constant,
+}
+
+
 class _State:
     """Everything that changes during training, and its way to a file and back."""
 
     def __init__(self, network: nn.Module, optimiser: Optimiser, schedule: Schedule, learning_rate: float, steps: int):
         weights = [p for p in network.parameters() if p.requires_grad]
         self.network, self.history = network, list[dict[str, float]]()
-        make = {"adam": torch.optim.Adam, "sgd": _momentum}[optimiser] if isinstance(optimiser, str) else optimiser
+        make = OPTIMISERS[optimiser] if isinstance(optimiser, str) else optimiser
         self.optimiser = make(weights, lr=learning_rate)
-        plan = {"one_cycle": _one_cycle, "constant": _constant}[schedule] if isinstance(schedule, str) else schedule
+        plan = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
         self.schedule = plan(self.optimiser, steps)
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
@@ -296,33 +316,24 @@ class _State:
         if content["cuda"] is not None:
             torch.cuda.set_rng_state(content["cuda"], next(self.network.parameters()).device)
 
-
-def _momentum(weights: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(weights, lr=lr, momentum=0.9)
-
-
-def _one_cycle(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.OneCycleLR(optimiser, optimiser.param_groups[0]["lr"], total_steps=steps)
-
-
-def _constant(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0, total_iters=steps)
-
-# %% ../nbs/05_defence.ipynb #5c3e13ef
-def _prepare(network: Any, device: Any) -> tuple[Classifier, list[nn.Parameter]]:
-    """A private copy as a `Classifier` on `device`, and its weights that were frozen and are not while it trains."""
+# %% ../nbs/05_defence.ipynb #7f590def
+def _prepare(network: Any, device: Any) -> tuple[Classifier, nn.Module, list[nn.Parameter]]:
+    """A private copy as `Classifier` on `device`, the module in it, and the weights thawed for training alone."""
     if not callable(network):
         raise TypeError(f"`network` must be an nn.Module, or a function that makes one, got {type(network).__name__}.")
     made = copy.deepcopy(network) if isinstance(network, nn.Module) else network()
     if not isinstance(made, nn.Module) or (isinstance(made, Classifier) and not isinstance(made.model, nn.Module)):
         raise TypeError(f"`network` must be an nn.Module, or a function that makes one, got {type(made).__name__}.")
     classifier = as_classifier(made)
-    weights = list(classifier.parameters())
+    inner, weights = classifier.model, list(classifier.parameters())
+    assert isinstance(inner, nn.Module)
     if not weights:
         raise ValueError("`network` must have weights to train, got none.")
     classifier = classifier.to(weights[0].device if device is None else device)
     frozen = [] if any(p.requires_grad for p in weights) else weights
-    return classifier, [p.requires_grad_() for p in frozen]
+    for weight in frozen:
+        weight.requires_grad_(True)
+    return classifier, inner, frozen
 
 
 def _check_targets(labels: Any, n: int, classes: int, name: str) -> Tensor:
@@ -353,7 +364,7 @@ def _name(choice: Any, known: Sequence[str], argument: str) -> str:
         raise ValueError(f"`{argument}` must be one of {tuple(known)} or a callable, got {choice!r}.")
     return choice if isinstance(choice, str) else getattr(choice, "__qualname__", repr(choice))
 
-# %% ../nbs/05_defence.ipynb #1ce9b1c3
+# %% ../nbs/05_defence.ipynb #d73e7833
 def train(
     network: nn.Module | Callable[[], nn.Module],
     images: Tensor,
@@ -403,20 +414,20 @@ def train(
     check_positive(learning_rate=learning_rate)
     settings: dict[str, Any] = {"objective": [objective.name, objective.settings], "epochs": epochs}
     settings |= {"batch_size": batch_size, "learning_rate": learning_rate}
-    settings["optimiser"] = _name(optimiser, ("adam", "sgd"), "optimiser")
-    settings |= {"schedule": _name(schedule, ("one_cycle", "constant"), "schedule"), "seed": seed}
+    settings["optimiser"] = _name(optimiser, list(OPTIMISERS), "optimiser")
+    settings |= {"schedule": _name(schedule, list(SCHEDULES), "schedule"), "seed": seed}
     with _own_randomness(seed, _cuda(network, device)):
-        classifier, frozen = _prepare(network, device)
+        classifier, inner, frozen = _prepare(network, device)
         images, labels = _check_data(classifier, images, labels)
         held_out = _validation(classifier, validation)
         settings |= {"data": _fingerprint(images, labels), "validation": _fingerprint(*held_out)}
-        settings["network"] = _fingerprint(*classifier.model.state_dict().values())
+        settings["network"] = _fingerprint(*inner.state_dict().values())
         rounds = -(-len(images) // batch_size)
-        state = _State(classifier.model, optimiser, schedule, learning_rate, epochs * rounds)
+        state = _State(inner, optimiser, schedule, learning_rate, epochs * rounds)
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
             state.load(path, settings)
-        ask = _Normalised(classifier.model, classifier.mean, classifier.std)
+        ask = _Normalised(inner, classifier.mean, classifier.std)
         done = len(state.history)
         with tqdm(total=epochs * rounds, initial=done * rounds, desc=str(objective), disable=not progress) as bar:
             for epoch in range(done + 1, epochs + 1):
@@ -456,7 +467,7 @@ def _epoch(
             f"the loss is {mean} in epoch {epoch}: lower `learning_rate` or the objective's strength."
         )
     bar.set_postfix(loss=f"{mean:.4f}")
-    return {"epoch": epoch, "loss": mean, "learning_rate": rate}
+    return {"epoch": epoch, "loss": mean, "learning_rate": float(rate)}
 
 
 def _cuda(network: Any, device: Any) -> torch.device | None:
@@ -497,7 +508,7 @@ def _fresh(classifier: Classifier) -> Classifier:
     classifier._forward_images = classifier._backward_images = 0
     return classifier
 
-# %% ../nbs/05_defence.ipynb #5b9819ad
+# %% ../nbs/05_defence.ipynb #ddfd5de3
 def distill(
     teacher: Callable[[Tensor], Tensor],
     network: nn.Module | Callable[[], nn.Module],
@@ -508,8 +519,8 @@ def distill(
 ) -> TrainingResult:
     """Train `network` on the probabilities that `teacher` gives `images` at `temperature` (Papernot et al. 2016).
 
-    The teacher should have been trained with `plain(temperature)`. `options` are those of `train`. The result is used at
-    temperature 1, as the paper does; its validation is also at 1.
+    The teacher should have been trained with `plain(temperature)`. `options` are those of `train`. The result is
+    used at temperature 1, as in the paper, and validated there.
 
     Raises
     ------
@@ -523,3 +534,63 @@ def distill(
     objective = dataclasses.replace(result.objective, name="distilled")
     spent = result.evaluations + Evaluations(len(images), 0)
     return dataclasses.replace(result, objective=objective, evaluations=spent)
+
+# %% ../nbs/05_defence.ipynb #87580189
+RECIPES: dict[str, tuple[Objective, dict[str, Any]]] = {
+    "plain": (plain(), {}),
+    "fgsm": (fgsm_adversarial(0.25), {"epochs": 10}),
+    "pgd": (pgd_adversarial(0.3, steps=5, clean=0.3), {"epochs": 10}),
+    "doubleback": (doubleback(3), {"epochs": 10}),
+    "insensitive": (insensitive(0.3), {"epochs": 10}),
+    "distilled": (plain(50), {"epochs": 10, "learning_rate": 5e-3}),
+}
+DEFENDED = tuple(RECIPES)
+
+
+def load_defended(
+    name: str, seed: int = 0, quick: bool = False, device: str | torch.device = "cpu", progress: bool = True
+) -> Classifier:
+    """The digit network defended as `RECIPES` says, trained on demand on the development digits and then cached.
+
+    Parameters
+    ----------
+    name : "plain" (the same network as `load_classifier("mnist_cnn")`), "fgsm", "pgd", "doubleback", "insensitive" or
+        "distilled" (teacher and student)
+    seed : of initial weights and training
+    quick : train on every fourth digit for a third of the epochs: for trying things, not for results
+    device : where the network goes; training runs there too
+    progress : show a bar while training, which takes minutes on one CPU thread
+
+    Raises
+    ------
+    ValueError : an unknown name
+    """
+    if name not in RECIPES:
+        raise ValueError(f"`name` must be one of {DEFENDED}, got {name!r}.")
+    if name == "plain" and not quick:
+        return load_classifier("mnist_cnn", seed=seed, device=device)
+    objective, options = RECIPES[name]
+    options = {"epochs": 12, "batch_size": 128, "seed": seed, "progress": progress} | options
+    digits = load_digits("development")[:: 4 if quick else 1]
+    if quick:
+        options |= {"epochs": -(-options["epochs"] // 3), "batch_size": 32}
+    recipe = json.dumps([objective.name, objective.settings, {k: v for k, v in options.items() if k != "progress"}])
+    path = cache_dir() / f"mnist_cnn-{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.safetensors"
+    if not path.exists():
+        trained = _train_recipe(name, digits, objective, options | {"device": device}, path)
+        save_classifier(trained, path, "mnist_cnn")
+        for part in path.parent.glob(f"{path.stem}.*.pt"):
+            part.unlink()
+    return load_classifier(path, device=device, size=28, classes=[str(digit) for digit in range(10)])
+
+
+def _train_recipe(name: str, digits: ImageSet, objective: Objective, options: dict[str, Any], path: Path) -> Classifier:
+    """Train `mnist_cnn`, with checkpoints beside `path` that go when the weights are there."""
+    first = path.with_suffix(".first.pt")
+    result = train(mnist_cnn, digits.images, digits.labels, objective, checkpoint=first, **options)
+    if name == "distilled":
+        student = options | {"seed": options["seed"] + 1, "checkpoint": path.with_suffix(".second.pt")}
+        temperature = objective.settings["temperature"]
+        result = distill(result.classifier, mnist_cnn, digits.images, temperature=temperature, **student)
+    result.classifier.name = name
+    return result.classifier
