@@ -52,7 +52,7 @@ def _climb(
         if early_stop:
             stay = ~run.leads(logits, rows)
             rows, slope = rows[stay], slope[stay]
-        if velocity is not None:
+        if velocity is not None and decay is not None:
             # Dong et al. 2018, eq. 6: gradients of unit L1 length, so that late, small ones count as much as early ones
             velocity[rows] = slope = decay * velocity[rows] + slope / per_sample(
                 norms(slope, 1).clamp_min(1e-37), slope
