@@ -64,13 +64,13 @@ def test_no_violation_in_ten_thousand_attacks():
     x = image(10)
     sigma = SIGMA * torch.linspace(0.5, 1.5, 10).view(-1, 1, 1, 1)
     found = certify(linear, x, sigma, samples=2000)
-    assert int(found.abstained.sum()) < 10
-    directions = torch.randn(1000, 10, 1, 5, 4, generator=torch.Generator().manual_seed(1))
+    assert 1500 * int((~found.abstained).sum()) >= 10_000
+    directions = torch.randn(1500, 10, 1, 5, 4, generator=torch.Generator().manual_seed(1))
     toward = torch.where(found.predicted == 0, -1.0, 1.0).view(-1, 1, 1, 1)
-    directions[:500] = toward * SLOPES * sigma + 0.02 * directions[:500]  # the worst, and near it
-    unit = directions / directions.flatten(2).norm(dim=2).view(1000, 10, 1, 1, 1)
+    directions[:750] = toward * SLOPES * sigma + 0.02 * directions[:750]  # the worst, and near it
+    unit = directions / directions.flatten(2).norm(dim=2).view(1500, 10, 1, 1, 1)
     delta = 0.99 * found.radius.float().view(-1, 1, 1, 1) * sigma * unit
-    assert torch.equal(found.inside(delta), (~found.abstained).expand(1000, -1))
+    assert torch.equal(found.inside(delta), (~found.abstained).expand(1500, -1))
     violations = 0
     for i in torch.nonzero(~found.abstained)[:, 0].tolist():
         chance = lead_probability(x[i] + delta[:, i], sigma[i])
