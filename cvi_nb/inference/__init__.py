@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/03_inference.ipynb #365b4204
+from .modes import MixturePosterior, Mode, infer_modes, stroke_partition
 from cvi_nb.inference.perturbation import (
     BASELINES,
     PARTITIONS,
@@ -26,6 +27,8 @@ __all__ = [
     "PARTITIONS",
     "Baseline",
     "ExactPosterior",
+    "MixturePosterior",
+    "Mode",
     "Partitioner",
     "Posterior",
     "bernoulli_kl",
@@ -33,7 +36,9 @@ __all__ = [
     "collect",
     "exact_posterior",
     "grid_partition",
+    "infer_modes",
     "make_baselines",
     "mean_shift_partition",
     "paint",
+    "stroke_partition",
 ]
