@@ -350,11 +350,14 @@ class Run:
 
     def goal(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Margin of the adversarial goal in logits, positive once reached: (n,)."""
+        if not len(rows):  # an empty batch has no classes to count
+            return logits.new_zeros(0)
         return -margin(logits, self.labels[rows]) if self.target is None else margin(logits, self.target[rows])
 
     def leads(self, logits: Tensor, rows: Tensor) -> Tensor:
         """`achieved`, by more than rounding could undo in another batch: (n,) bool."""
-        return self.goal(logits.detach(), rows) > 1e-5 * logits.detach().abs().amax(1)
+        slack = logits.detach().abs().amax(1) if len(rows) else logits.new_zeros(0)
+        return self.goal(logits.detach(), rows) > 1e-5 * slack
 
     def cross_entropy(self, logits: Tensor, rows: Tensor) -> Tensor:
         """What untargeted attacks raise, −log p(label), or targeted ones raise, log p(target): (n,) in nats."""
