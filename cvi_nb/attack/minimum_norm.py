@@ -53,7 +53,7 @@ def _fullest_first(slope: Tensor, need: Tensor, move: Tensor, norm: Norm) -> Ten
     share = torch.zeros_like(gain).scatter_(1, order, share)
     return move * (share.view(len(move), 1, *move.shape[2:]) if norm == 0 else share.view_as(move))
 
-# %% ../../nbs/04_attack/05_minimum_norm.ipynb #756a6b0e
+# %% ../../nbs/04_attack/05_minimum_norm.ipynb #b36b8cd4
 def _rivals(run: Run, rows: Tensor, most: int) -> Tensor:
     """Classes (n, k) that samples `rows` may be sent to: the target, or the `most` likely besides the label."""
     if run.target is not None:
@@ -62,9 +62,14 @@ def _rivals(run: Run, rows: Tensor, most: int) -> Tensor:
     return logits.topk(min(most, logits.shape[1] - 1), 1).indices
 
 
-def _nearest_rival(run: Run, x: Tensor, rows: Tensor, rivals: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (n, K), distance (n, k) to the linearised boundary of each of `rivals`, and the nearest's step."""
-    own = run.labels[rows] if run.target is None else run.clean[rows].argmax(1)
+def _nearest_rival(
+    run: Run, x: Tensor, rows: Tensor, rivals: Tensor, norm: Norm, ahead: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (n, K), distance (n, k) to the linearised boundary of each of `rivals`, and the nearest's step.
+
+    The boundary is to the label, or, towards a target, to the class that leads at `x` by the logits `ahead` (n, K).
+    """
+    own = run.labels[rows] if run.target is None else (run.clean[rows] if ahead is None else ahead).argmax(1)
     logits, slopes = run.jacobian(x, rows, torch.cat([rivals, own[:, None]], 1))
     z = logits.gather(1, torch.cat([rivals, own[:, None]], 1))
     needs = (z[:, -1:] - z[:, :-1]).clamp_min(1e-6)
@@ -95,15 +100,16 @@ def deepfool(
     if norm not in (2, math.inf):
         raise ValueError(f"`norm` must be 2 or inf, got {norm!r}.")
     run = Run(model, images, labels, norm=norm, **options)
-    rows, x = run.todo, run.images[run.todo]
+    rows, x, ahead = run.todo, run.images[run.todo], run.clean[run.todo]
     for _ in run.steps(steps, "DeepFool"):
         if not len(rows):
             break
-        logits, _, step = _nearest_rival(run, x, rows, _rivals(run, rows, rivals), norm)
+        logits, _, step = _nearest_rival(run, x, rows, _rivals(run, rows, rivals), norm, ahead)
         run.record(logits, rows)
         x = run.inside(run.images[rows] + (1 + overshoot) * (x + step - run.images[rows]), rows)
-        reached = run.keep(x, rows, run.logits(x, rows))
-        rows, x = rows[~reached], x[~reached]
+        ahead = run.logits(x, rows)
+        reached = run.keep(x, rows, ahead)
+        rows, x, ahead = rows[~reached], x[~reached], ahead[~reached]
     return run.result("deepfool", norm=norm, steps=steps, overshoot=overshoot, rivals=rivals)
 
 # %% ../../nbs/04_attack/05_minimum_norm.ipynb #224f7d01
