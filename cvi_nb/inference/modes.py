@@ -396,7 +396,8 @@ class MixturePosterior:
     interval : (B, R, 2), 90 % interval of the exact posterior's marginal, given finitely many evaluations; with
         `shared="none"` too: it is stretched to hold the mixture's own marginal, whose bias it does not describe
     weights : (B, G), mixture weights of the modes, padded with 0; components : (B, G, R) their probabilities
-    bound, bound_error : (B,), estimate of F(q) in nats, and its standard error
+    bound, bound_error : (B,), estimate of F(q) in nats, unbiased, and its standard error, itself estimated from the
+        budget's eighth: at small budgets it can be much too small by chance
     forward : (B,) int64, evaluations each image took (fewer than the budget when there are fewer masks)
     densities : one `Table`, `Chain` or `Products` per image; surrogates : one `Surrogate` per image
     """
