@@ -12,7 +12,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .core import AttackResult, Norm, Options, Run, norms, per_sample, project
+from .core import AttackResult, Norm, Options, Run, norms, per_sample, project, steepest
 from ..models import margin
 
 # %% auto #0
@@ -355,6 +355,26 @@ def _walk(
     return best, nearest
 
 
+def _reach(run: Run, rows: Tensor, classes: Tensor, norm: Norm, steps: int) -> Tensor:
+    """Climb the margin of `classes` (B,) from the originals by steps that grow, until it is positive: (n, C, H, W).
+
+    A far class is not where one linearisation puts it, and the walk along its boundary has to begin on it.
+    """
+    x = run.images[rows].clone()
+    going = torch.arange(len(rows), device=rows.device)
+    size = 0.002 * (math.sqrt(x[0].numel()) if norm == 2 else 1.0)
+    for _ in range(steps):
+        _, slope, logits = run.gradient(x[going], rows[going], _toward(run, classes))
+        run.record(logits, rows[going])
+        won = run.keep(x[going], rows[going], logits)
+        going, slope = going[~won], slope[~won]
+        if not len(going):
+            break
+        x[going] = run.inside(x[going] + size * steepest(slope, norm, x[going]), rows[going])
+        size *= 1.15
+    return x
+
+
 def _bisect(run: Run, steps: int) -> None:
     """Shorten each best success along the segment to its original: one forward evaluation a step."""
     rows = run.todo[run.best_distance[run.todo].isfinite()]
@@ -398,6 +418,10 @@ def _nearest(run: Run, norm: Norm, steps: int, starts: int) -> None:
         steps -= rivals.shape[1] + 1
         rivals = rivals.gather(1, far.argsort(1)[:, :starts])
     points = run.images[rows][:, None].repeat_interleave(rivals.shape[1], 1)  # (n, k, C, H, W)
+    if run.target is not None:
+        classes[rows] = rivals[:, 0]
+        points[:, 0] = _reach(run, rows, classes, norm, steps // 3)
+        steps -= steps // 3
     rate = 1.0
     rounds = max(1, math.ceil(math.log2(rivals.shape[1])) + 1)
     for left in range(rounds, 0, -1):
