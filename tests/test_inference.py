@@ -26,6 +26,7 @@ from cvi_nb.inference import (
     make_baselines,
     paint,
 )
+from cvi_nb.inference.noise import infer_noise
 from cvi_nb.inference.perturbation import _partitions
 from cvi_nb.inference.presence import _refined
 from cvi_nb.models import Classifier, Evaluations, load_classifier, mnist_cnn
@@ -784,3 +785,99 @@ def test_a_model_without_gradients_is_sent_to_the_forward_estimator():
 def test_these_too_should_be_refused_by_name(options, target, name):
     with pytest.raises((ValueError, TypeError), match=f"`{name}` must"):
         CVI(network(), **({"partition": "grid"} | options)).infer(photo(2), target)
+
+
+# ---------------------------------------------------------------- densities, draws, stopping
+
+
+def shapley(values, clusters=6):
+    """Shapley values by the sum over all subsets of the others."""
+    masks, found = values
+    of = {tuple(z): v for z, v in zip(masks, found, strict=True)}
+    out = torch.zeros(clusters)
+    for r in range(clusters):
+        for z in masks:
+            if not z[r]:
+                size = sum(z)
+                share = math.factorial(size) * math.factorial(clusters - size - 1) / math.factorial(clusters)
+                out[r] += share * (of[tuple(1 if s == r else on for s, on in enumerate(z))] - of[tuple(z)])
+    return out
+
+
+@pytest.mark.parametrize("options", [{"relaxation": 0.0}, {"relaxation": 1.0}, {"estimator": "forward"}])
+def test_density_averaged_first_step_is_the_shapley_value(options):
+    """Of a game whose Banzhaf values differ: three clusters that must all be there."""
+
+    def together(images):
+        z = images.flatten(1)
+        return 3 * (z[:, 0] * z[:, 1] * z[:, 2])[:, None] + quadratic(images)
+
+    truth = shapley(table(together))
+    banzhaf = derivative(table(together), [0.5] * 6)
+    assert (truth - banzhaf)[:3].min() > 0.2
+    found = toy(together, prior="uniform", weighting="uniform", budget=20_000, batch_size=2000, **options)
+    wide = 0.25 if options.get("estimator") else 0.12  # draws near densities 0 and 1 are rare and weigh much
+    assert torch.allclose(found.infer(WHOLE, 0).log_odds[0][0], truth, atol=wide)
+    fixed = toy(together, weighting="uniform", budget=20_000, batch_size=2000, **options)
+    assert torch.allclose(fixed.infer(WHOLE, 0).log_odds[0][0], banzhaf, atol=0.12)
+
+
+@pytest.mark.parametrize("kind", ["independent", "antithetic", "stratified", "sobol"])
+def test_every_kind_of_draws_is_unbiased(kind):
+    found = estimates(150, weighting="uniform", budget=20, relaxation=0.0, variance_reduction=kind)
+    assert_unbiased(found, derivative(table(quadratic), [0.5] * 6))
+
+
+def test_variance_reduction_reduces_variance():
+    """Antithetic gates remove what is odd about the middle: here all of it, since derivatives are affine."""
+    spread = {
+        kind: estimates(60, weighting="uniform", budget=20, relaxation=0.0, variance_reduction=kind).std(0).max()
+        for kind in ("independent", "antithetic", "stratified", "sobol")
+    }
+    assert max(spread["antithetic"], spread["stratified"], spread["sobol"]) < 1e-5 < spread["independent"]
+
+
+def test_learning_rate_schedule():
+    common = {"steps": 3, "budget": 60, "weighting": "uniform"}
+    given = toy(quadratic, learning_rate=lambda t: 1 / t, **common).infer(WHOLE, 0)
+    assert torch.equal(given.log_odds[0], toy(quadratic, **common).infer(WHOLE, 0).log_odds[0])
+
+
+def test_tolerance_stops_and_says_what_was_spent():
+    common = {"partition": "grid", "budget": 400, "batch_size": 8, "focus": 0.0}
+    model, x = Classifier(network()), photo(2)
+    posterior = CVI(model, tolerance=0.1, **common).infer(x, 1)
+    assert (posterior.agreement >= 0.9).all() and posterior.bound.isfinite().all()
+    assert posterior.spent.max() < 400 and int(posterior.spent.sum()) == model.evaluations.forward
+    for i, spent in enumerate(posterior.spent):  # a single image stops where it stopped in the batch
+        assert CVI(network(), tolerance=0.1, **common).infer(x[i : i + 1], 1).spent == spent
+    assert CVI(network(), tolerance=1e-6, **common).infer(x, 1).spent.tolist() == [400, 400]
+
+
+def test_anytime_results_end_where_infer_does():
+    cvi, x = CVI(network(), partition="grid", budget=64, tolerance=1e-9), photo(2)
+    found = list(cvi.anytime(x, 1))
+    assert len(found) == 4 and [len(f.trace) for f in found] == [1, 2, 3, 4]
+    assert found[0].bound.isnan().all() and torch.equal(found[-1].criticality, cvi.infer(x, 1).criticality)
+    assert torch.equal(found[-1].bound, cvi.infer(x, 1).bound)
+
+
+def test_trace_is_the_bound_of_each_step():
+    """With hard gates of the clusters: at the first step E[ℓ], later that of the q before the step, by enumeration."""
+    options = {"steps": 2, "weighting": "uniform", "relaxation": 0.0, "budget": 4000, "batch_size": 2000}
+    posterior = toy(quadratic, temperature=2.0, **options).infer(WHOLE, 0)
+    truth = exact_posterior(quadratic, WHOLE, ONE_EACH, 0, baseline=0.0, evidence=take, temperature=2.0)
+    first = (derivative(table(quadratic), [0.5] * 6) / 2).sigmoid().double()
+    expected = [truth.expected_evidence(q) - 2 * bernoulli_kl(q.logit(), 0.0).sum() for q in (first * 0 + 0.5, first)]
+    assert torch.allclose(posterior.trace[:, 0].double(), torch.stack(expected), atol=0.25)
+    assert posterior.trace[1] > posterior.trace[0]
+
+
+def test_noise_family_and_modes_are_those_of_their_chapters():
+    model, x = network(), photo(1)
+    noise = CVI(model, "noise", partition=quarters(), budget=24, prior=0.3).infer(x, 1)
+    direct = infer_noise(model, x, 1, partition=quarters(), budget=24, prior_deviation=0.3)
+    assert torch.equal(noise.sensitivity, direct.sensitivity)
+    assert CVI(model, "noise", partition=quarters(), budget=24).attribute(x, 1).shape == x.shape
+    modes = CVI(model, partition=quarters(), baseline="grey", budget=16).infer(x, 1).modes(64)
+    assert abs(sum(mode.weight for mode in modes.modes(0)) - 1) < 1e-4
