@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from .core import AttackResult
@@ -37,6 +36,8 @@ def brightness(images: Tensor, shift: float = 0.1) -> Tensor:
 
 def gaussian_blur(images: Tensor, sigma: float = 1.0) -> Tensor:
     """Gaussian blur of `sigma` pixels."""
+    import torchvision.transforms.v2.functional as TF
+
     side = min(2 * math.ceil(3 * sigma) + 1, 2 * min(images.shape[-2:]) - 1)
     return TF.gaussian_blur(images, [side, side], [sigma, sigma]).clamp(0, 1)
 
@@ -65,6 +66,8 @@ def jpeg(images: Tensor, quality: int = 75) -> Tensor:
 
 def printed(images: Tensor, scale: float = 0.7, tilt: float = 0.02, gamma: float = 1.1, sigma: float = 0.01) -> Tensor:
     """As if printed and photographed: turned by `tilt` of the side, resampled at `scale`, gamma, and noise."""
+    import torchvision.transforms.v2.functional as TF
+
     batch, _, height, width = images.shape
     if not batch:
         return images.clone()
