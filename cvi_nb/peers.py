@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .inference.perturbation import shifted_masks
 from .models import Classifier, Evaluations
 
 # %% auto #0
@@ -147,20 +148,17 @@ def rise(
 ) -> Tensor:
     """RISE: the mean of random masks weighted by the class probability that they leave (Petsiuk et al. 2018, eq. 6)."""
     height, width = images.shape[-2:]
-    step_y, step_x = -(-height // cells), -(-width // cells)
+    step_y, step_x = -(-height // cells), -(-width // cells)  # shifts are within a cell
     forward, maps = _probability(model), []
     for x, y in zip(images, target, strict=True):
         generator = torch.Generator().manual_seed(seed)
         total = torch.zeros(height, width, device=x.device)
         for start in range(0, masks, batch_size):
             count = min(batch_size, masks - start)
-            nodes = (torch.rand(count, 1, cells + 1, cells + 1, generator=generator) < keep).float()
-            full = F.interpolate(nodes, ((cells + 1) * step_y, (cells + 1) * step_x), mode="bilinear")[:, 0]
+            nodes = (torch.rand(count, cells + 1, cells + 1, generator=generator) < keep).float()
             tops = torch.randint(step_y, (count,), generator=generator).tolist()
             lefts = torch.randint(step_x, (count,), generator=generator).tolist()
-            mask = torch.stack(
-                [m[t : t + height, s : s + width] for m, t, s in zip(full, tops, lefts, strict=True)]
-            ).to(x)
+            mask = shifted_masks(nodes, tops, lefts, (height, width)).to(x)
             score = forward(mask[:, None] * x + (1 - mask[:, None]) * 0.5)[:, y]
             total += (score[:, None, None] * mask).sum(0)
         maps.append(total / (masks * keep))
