@@ -255,7 +255,7 @@ def test_resumed_with_other_optimisers(options, data, tmp_path):
         ({"network": lambda: small(4)}, "network"),
         ({"validation": "some"}, "validation"),
     ],
-    ids=str,
+    ids=["seed", "epochs", "batch_size", "learning_rate", "objective", "temperature", "data", "network", "validation"],
 )
 def test_checkpoint_of_another_run(change, named, data, tmp_path):
     images, labels = data

@@ -6,7 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/03_inference.ipynb #365b4204
+from .certificate import Certificate, certify
+from .interfaces import quantus_explain
 from .modes import MixturePosterior, Mode, infer_modes, stroke_partition
+from .noise import NoisePosterior, infer_noise
 from cvi_nb.inference.perturbation import (
     BASELINES,
     PARTITIONS,
@@ -26,19 +29,24 @@ __all__ = [
     "CVI",
     "PARTITIONS",
     "Baseline",
+    "Certificate",
     "ExactPosterior",
     "MixturePosterior",
     "Mode",
+    "NoisePosterior",
     "Partitioner",
     "Posterior",
     "bernoulli_kl",
     "blurred",
+    "certify",
     "collect",
     "exact_posterior",
     "grid_partition",
     "infer_modes",
+    "infer_noise",
     "make_baselines",
     "mean_shift_partition",
     "paint",
+    "quantus_explain",
     "stroke_partition",
 ]
