@@ -20,7 +20,6 @@ from torch import nn
 from cvi_nb.data import ImageSet, load_digits
 from cvi_nb.faithfulness import (
     CONTROLS,
-    _fill,
     centre_map,
     check_maps,
     deletion,
@@ -31,6 +30,7 @@ from cvi_nb.faithfulness import (
     random_map,
     tile_degradation,
 )
+from cvi_nb.faithfulness.removal import _fill
 from cvi_nb.models import Classifier, Evaluations
 
 CLASSES = 4
