@@ -5,11 +5,15 @@
 # %% ../nbs/12_peers.ipynb #27cc58cf
 from __future__ import annotations
 
+import importlib
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,16 +22,21 @@ from .inference.perturbation import shifted_masks
 from .models import Classifier, Evaluations
 
 # %% auto #0
-__all__ = ['PEERS', 'saliency', 'integrated_gradients', 'grad_cam', 'occlusion', 'kernel_shap', 'rise', 'Explained',
+__all__ = ['PEERS', 'saliency', 'smooth_grad', 'integrated_gradients', 'grad_cam', 'occlusion', 'kernel_shap', 'rise',
+           'grad_cam_plus_plus', 'lime', 'shap_partition', 'information_bottleneck', 'feature_moments', 'Explained',
            'explain_all']
 
 # %% ../nbs/12_peers.ipynb #8b35c61e
-def _captum() -> Any:
+def _imported(name: str) -> Any:
+    """The module `name`, or an error that says which extra brings it."""
     try:
-        import captum.attr
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError('this peer needs Captum: pip install "cvi_nb[paper]"') from error
-    return captum.attr
+        raise ImportError(f'this peer needs {name.split(".")[0]}: pip install "cvi_nb[paper,bench]"') from error
+
+
+def _captum() -> Any:
+    return _imported("captum.attr")
 
 
 def _probability(model: Classifier) -> Callable[[Tensor], Tensor]:
@@ -40,9 +49,50 @@ def _probability(model: Classifier) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Captum and SHAP draw from the global generators: start these at `seed`, and put them back afterwards."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
 def saliency(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
     """Absolute gradient of the logit, strongest channel: (B, H, W)."""
     return _captum().Saliency(model).attribute(images.clone().requires_grad_(), target=target).amax(1)
+
+
+def smooth_grad(
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    samples: int = 50,
+    spread: float = 0.15,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """Mean gradient of the logit over noisy copies, absolute, strongest channel: (B, H, W).
+
+    The noise has a standard deviation of `spread` times the range of the image.
+    """
+    method, maps = _captum().NoiseTunnel(_captum().Saliency(model)), []
+    for x, y in zip(images, target, strict=True):
+        with _drawing(seed):
+            value = method.attribute(
+                x[None],
+                nt_samples=samples,
+                nt_samples_batch_size=batch_size,
+                stdevs=spread * float(x.max() - x.min()),
+                target=int(y),
+                abs=False,
+            )
+        maps.append(value[0].detach().abs().amax(0))
+    return torch.stack(maps)
 
 
 def integrated_gradients(
@@ -62,16 +112,19 @@ def integrated_gradients(
     )
 
 
+def _convolutions(model: Classifier) -> list[nn.Module]:
+    modules = model.model.modules() if isinstance(model.model, nn.Module) else ()
+    found: list[nn.Module] = [m for m in modules if isinstance(m, nn.Conv2d)]
+    if not found:
+        raise ValueError(f"`model` must have a convolution for this method, got {model.name}.")
+    return found
+
+
 def grad_cam(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
     """Grad-CAM at the last convolution, (B, H, W). Raises `ValueError` for a network without one."""
-    layers = (
-        [m for m in model.model.modules() if isinstance(m, nn.Conv2d)] if isinstance(model.model, nn.Module) else []
-    )
-    if not layers:
-        raise ValueError(f"`model` must have a convolution for Grad-CAM, got {model.name}.")
     maps = (
         _captum()
-        .LayerGradCam(model, layers[-1])
+        .LayerGradCam(model, _convolutions(model)[-1])
         .attribute(images.clone().requires_grad_(), target=target, relu_attributions=True)
     )
     return F.interpolate(maps.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -122,8 +175,7 @@ def kernel_shap(
         labels = labels.long().to(x.device)
         if int(labels.max()) < 1:
             raise ValueError("`images` must have at least two SLIC segments each for KernelSHAP, got one.")
-        with torch.random.fork_rng(devices=[]):  # Captum draws from the global generators
-            torch.manual_seed(seed)
+        with _drawing(seed):
             value = method.attribute(
                 x[None],
                 target=int(y),
@@ -164,14 +216,167 @@ def rise(
         maps.append(total / (masks * keep))
     return torch.stack(maps)
 
+# %% ../nbs/12_peers.ipynb #9800993c
+def grad_cam_plus_plus(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM++ at the last convolution, scaled to [0, 1]: (B, H, W).
 
+    Raises `ValueError` for a network without a convolution.
+    """
+    package, layer = _imported("pytorch_grad_cam"), _convolutions(model)[-1]
+    training = [m for m in model.modules() if m.training]
+    wanted = [_imported("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(int(y)) for y in target]
+    try:
+        with torch.enable_grad(), package.GradCAMPlusPlus(model, [layer]) as method:
+            maps = method(images.clone().requires_grad_(), wanted)
+    finally:
+        for m in training:
+            m.training = True
+    return torch.from_numpy(np.asarray(maps, dtype=np.float32)).to(images.device)
+
+# %% ../nbs/12_peers.ipynb #acc9c269
+def lime(
+    model: Classifier, images: Tensor, target: Tensor, samples: int = 1000, batch_size: int = 16, seed: int = 0
+) -> Tensor:
+    """Weights of LIME's linear model of the class probability, one per quickshift segment: (B, H, W)."""
+    from skimage.segmentation import quickshift
+
+    package, forward, maps = _imported("lime.lime_image"), _probability(model), []
+    for x, y in zip(images, target, strict=True):
+        pixels = x.permute(1, 2, 0).cpu().double().numpy()
+        labels = quickshift(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=seed, convert2lab=len(x) == 3)
+        segments, count = torch.from_numpy(labels).long().to(x.device), int(labels.max()) + 1
+        mean = torch.stack([x[:, segments == k].mean(1) for k in range(count)], 1)[:, segments]  # (C, H, W)
+        random = np.random.RandomState(seed)
+        explainer = package.LimeImageExplainer(random_state=random)
+        shown = random.randint(0, 2, samples * count).reshape(samples, count)
+        shown[0] = 1
+        kept = torch.from_numpy(shown).bool().to(x.device)
+        painted = (torch.where(some[:, segments][:, None], x, mean) for some in kept.split(batch_size))
+        values = torch.cat([forward(images)[:, y] for images in painted]).double().cpu().numpy()
+        distance = 1 - np.sqrt(shown.mean(1))  # of cosines, to the whole image
+        fitted = explainer.base.explain_instance_with_data(shown, values[:, None], distance, 0, num_features=count)[1]
+        weights = torch.tensor([weight for _, weight in sorted(fitted)]).float()
+        maps.append(weights.to(x.device)[segments])
+    return torch.stack(maps)
+
+# %% ../nbs/12_peers.ipynb #801e06d7
+def shap_partition(
+    model: Classifier, images: Tensor, target: Tensor, samples: int = 500, batch_size: int = 16
+) -> Tensor:
+    """Owen values of the class probability on a tree of rectangles, summed over channels: (B, H, W).
+
+    `samples` is SHAP's `max_evals`. It splits `batch_size` rectangles at a time, so the map depends on it a little.
+    """
+    package, maps = _imported("shap"), []
+    for x, y in zip(images, target, strict=True):
+        pixels = x.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
+
+        def forward(shown: Any, x: Tensor = x, y: Tensor = y) -> Any:
+            painted = torch.from_numpy(np.ascontiguousarray(shown)).to(x).permute(0, 3, 1, 2)
+            return _probability(model)(painted)[:, y].double().cpu().numpy()
+
+        explainer = package.PartitionExplainer(forward, package.maskers.Image("blur(128,128)", pixels.shape))
+        with _drawing(0):  # the explainer draws nothing, but seeds NumPy's generator
+            found = explainer(pixels[None], max_evals=samples, batch_size=batch_size, silent=True)
+        maps.append(torch.from_numpy(np.asarray(found.values[0])).sum(-1).float().to(x.device))
+    return torch.stack(maps)
+
+# %% ../nbs/12_peers.ipynb #e393b22b
+def _bottleneck_layer(model: Classifier, image: Tensor) -> tuple[nn.Module, Tensor]:
+    """The deepest convolution with at least twice the resolution of the last, and its features (1, C, H, W)."""
+    found, seen = _convolutions(model), {}
+    hooks = [m.register_forward_hook(lambda module, _, out: seen.update({module: out.detach()})) for m in found]
+    try:
+        model.predict(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    large = [m for m, out in seen.items() if out.shape[-1] >= 2 * seen[found[-1]].shape[-1]]
+    layer = large[-1] if large else found[-1]
+    return layer, seen[layer]
+
+
+def _smoothed(maps: Tensor, sigma: float = 1.0) -> Tensor:
+    """Maps (N, C, H, W) blurred by a 5×5 Gaussian, borders repeated."""
+    weights = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=maps.device) / sigma) ** 2)
+    kernel = (weights / weights.sum()).expand(maps.shape[1], 1, 5)
+    padded = F.pad(maps, (2, 2, 2, 2), mode="replicate")
+    once = F.conv2d(padded, kernel[:, :, None], groups=maps.shape[1])
+    return F.conv2d(once, kernel[..., None], groups=maps.shape[1])
+
+
+def information_bottleneck(
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    steps: int = 10,
+    copies: int = 10,
+    beta: float = 10.0,
+    reference: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Per-sample information bottleneck for attribution (Schulz et al. 2020): bits per pixel of the layer, (B, H, W).
+
+    The bottleneck is at the deepest convolution with twice the resolution of the last one. `reference` is the mean and
+    the standard deviation (C, H, W) of its features as `feature_moments` finds them, by default those of each channel
+    over the image's own positions. Adam with rate 1 starts from α = 5; each step averages over `copies` draws of noise.
+    """
+    maps = []
+    for x, y in zip(images, target, strict=True):
+        layer, features = _bottleneck_layer(model, x[None])
+        mean, std = reference or (features[0].mean((1, 2), keepdim=True), features[0].std((1, 2), keepdim=True))
+        mean, std = mean.to(features), std.to(features).clamp_min(0.01)
+        generator = torch.Generator().manual_seed(seed)
+        alpha = torch.full_like(features, 5.0, requires_grad=True)
+        adam = torch.optim.Adam([alpha], lr=1.0)
+        bits = torch.zeros_like(features)
+        for step in range(steps + 1):
+            with torch.enable_grad():
+                keep = _smoothed(alpha.sigmoid())
+                signal, noise = keep * (features - mean) / std, (1 - keep).square().clamp_min(1e-12)
+                bits = 0.5 * (signal.square() + noise - noise.log() - 1)
+                if step == steps:
+                    break
+                draws = torch.randn(copies, *features.shape[1:], generator=generator).to(features)
+                mixed = keep * features + (1 - keep) * (mean + std * draws)
+                with _replaced(layer, mixed):
+                    loss = F.cross_entropy(model(x.expand(copies, *x.shape)), y.expand(copies)) + beta * bits.mean()
+                adam.zero_grad()
+                loss.backward()
+            adam.step()
+        total = bits.detach().sum(1, keepdim=True) / math.log(2)
+        maps.append(F.interpolate(total, x.shape[-2:], mode="bilinear", align_corners=False)[0, 0])
+    return torch.stack(maps)
+
+
+@contextmanager
+def _replaced(layer: nn.Module, output: Tensor) -> Iterator[None]:
+    """Within, `layer` answers `output` whatever it is shown."""
+    hook = layer.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def feature_moments(model: Classifier, images: Tensor, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C, H, W) over `images` of the features that `information_bottleneck` mixes."""
+    features = torch.cat([_bottleneck_layer(model, chunk)[1] for chunk in images.split(batch_size)])
+    return features.mean(0), features.std(0)
+
+# %% ../nbs/12_peers.ipynb #29d7f112
 PEERS: dict[str, Callable[..., Tensor]] = {
     "Saliency": saliency,
+    "SmoothGrad": smooth_grad,
     "Integrated gradients": integrated_gradients,
     "Grad-CAM": grad_cam,
+    "Grad-CAM++": grad_cam_plus_plus,
     "Occlusion": occlusion,
     "KernelSHAP": kernel_shap,
+    "LIME": lime,
+    "SHAP Partition": shap_partition,
     "RISE": rise,
+    "IBA": information_bottleneck,
 }
 
 # %% ../nbs/12_peers.ipynb #d1ca194a

@@ -12,15 +12,25 @@ from cvi_nb.models import Classifier, Evaluations
 from cvi_nb.peers import (
     PEERS,
     explain_all,
+    feature_moments,
     grad_cam,
+    grad_cam_plus_plus,
+    information_bottleneck,
     integrated_gradients,
     kernel_shap,
+    lime,
     occlusion,
     rise,
     saliency,
+    shap_partition,
+    smooth_grad,
 )
 
 SMALL = {
+    "SmoothGrad": {"samples": 10, "batch_size": 4},
+    "LIME": {"samples": 40},
+    "SHAP Partition": {"samples": 40, "batch_size": 8},
+    "IBA": {"steps": 4, "copies": 3},
     "Integrated gradients": {"steps": 8},
     "Occlusion": {"window": 8, "stride": 4},
     "KernelSHAP": {"samples": 40, "segments": 6},
@@ -60,11 +70,11 @@ def test_shape_determinism_batching_and_the_global_generators(name):
     assert not maps.requires_grad
 
 
-@pytest.mark.parametrize("name", ["RISE", "KernelSHAP"])
+@pytest.mark.parametrize("name", ["RISE", "KernelSHAP", "LIME", "SmoothGrad", "IBA"])
 def test_seeds_and_batch_size(name):
     model, (x, y) = Classifier(network()), batch(1)
     assert not torch.equal(METHODS[name](model, x, y, seed=0), METHODS[name](model, x, y, seed=1))
-    if name == "KernelSHAP":
+    if name in ("KernelSHAP", "LIME"):
         assert torch.allclose(METHODS[name](model, x, y, batch_size=3), METHODS[name](model, x, y), atol=1e-5)
 
 
@@ -139,8 +149,98 @@ def test_grad_cam_needs_a_convolution():
     x, y = batch()
     plain = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 22 * 18, 4)), name="plain")
     for model in (plain, Classifier(lambda images: images.mean((2, 3)))):
-        with pytest.raises(ValueError, match="`model` must have a convolution for Grad-CAM, got "):
-            grad_cam(model, x, y)
+        for method in (grad_cam, grad_cam_plus_plus, information_bottleneck):
+            with pytest.raises(ValueError, match="`model` must have a convolution for this method, got "):
+                method(model, x, y)
+
+
+def test_grad_cam_plus_plus_against_its_equation_19_and_leaves_the_mode_alone():
+    net, (x, y) = network(), batch()
+    features = net[:4](x).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(net[4:](features).gather(1, y[:, None]).sum(), features)
+    features = features.detach()
+    alpha = slope**2 / (2 * slope**2 + features.sum((2, 3), keepdim=True) * slope**3 + 1e-6)
+    weights = (torch.where(slope != 0, alpha, 0) * slope.relu()).sum((2, 3), keepdim=True)
+    expected = (weights * features).sum(1).relu()
+    expected = nn.functional.interpolate(expected[:, None], (22, 18), mode="bilinear", align_corners=False)[:, 0]
+    net.train()
+    net[0].eval()
+    found = grad_cam_plus_plus(Classifier(net), x, y)
+    assert net.training and not net[0].training and net[3].training
+    for one, wanted in zip(found, expected, strict=True):  # the package scales each map to [0, 1]
+        assert np.corrcoef(one.flatten(), wanted.flatten())[0, 1] > 0.999
+
+
+def test_smooth_grad_is_the_mean_slope_of_noisy_copies():
+    net, (x, y) = network(), batch(1)
+    assert torch.allclose(smooth_grad(Classifier(net), x, y, samples=3, spread=0.0), saliency(Classifier(net), x, y))
+    square = Classifier(lambda images: torch.stack([(images**2).sum((1, 2, 3)), images.sum((1, 2, 3))], 1))
+    found = smooth_grad(square, x, torch.tensor([0]), samples=4000, spread=0.15, batch_size=500)
+    tolerance = 5 * 2 * 0.15 / 4000**0.5 + 0.02  # the mean of 2(x + noise), then the strongest channel
+    assert (found - 2 * x.abs().amax(1)).abs().max() < tolerance
+
+
+def test_lime_is_the_package_s_own_explanation():
+    from lime.lime_image import LimeImageExplainer
+    from skimage.segmentation import quickshift
+
+    net, y = network(), torch.tensor([1])
+    x = nn.functional.interpolate(torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(1)), (60, 60))
+    pixels = x[0].permute(1, 2, 0).double().numpy()
+    segments = quickshift(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=3)
+    assert segments.max() >= 2
+
+    def probabilities(images):
+        return net(torch.from_numpy(images).float().permute(0, 3, 1, 2)).softmax(1).detach().double().numpy()
+
+    explained = LimeImageExplainer(random_state=np.random.RandomState(3)).explain_instance(
+        pixels, probabilities, labels=(int(y),), top_labels=None, num_samples=60, random_seed=0,
+        segmentation_fn=lambda _: segments)
+    weights = dict(explained.local_exp[int(y)])
+    expected = np.vectorize(weights.get)(segments)
+    assert np.allclose(lime(Classifier(net), x, y, samples=60, seed=3)[0], expected, atol=1e-5)
+
+
+def test_shap_partition_of_an_additive_model_gives_the_pixels_their_own_share():
+    import cv2
+
+    x = batch(1, 4, 4)[0]
+    weights = torch.rand(4, 4, generator=torch.Generator().manual_seed(2)) / 100
+
+    def model(images):
+        p = 0.2 + (images * weights).sum((1, 2, 3))
+        return torch.stack([p, 1 - p], 1).log()
+
+    found = shap_partition(Classifier(model), x, torch.tensor([0]), samples=20_000)[0]
+    hidden = torch.from_numpy(cv2.blur(x[0].permute(1, 2, 0).numpy(), (128, 128))).permute(2, 0, 1)
+    assert torch.allclose(found, ((x[0] - hidden) * weights).sum(0), atol=1e-5)
+
+
+def test_the_bottleneck_lets_the_block_that_matters_through():
+    """Class 0 is told by 3×3 features in one corner; a large β closes everything else."""
+
+    class Corner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 2, 1, bias=False), nn.Conv2d(2, 2, 1, stride=2, bias=False)
+            self.one.weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0]])[..., None, None]
+            self.two.weight.data = torch.eye(2)[..., None, None]
+
+        def forward(self, images):
+            seen = self.two(self.one(images))[:, 0, :3, :3].mean((1, 2))
+            return torch.stack([20 * (seen - 0.5), 20 * (0.5 - seen)], 1)
+
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x[:, 0, :6, :6] = 0.9
+    model = Classifier(Corner())
+    bits = information_bottleneck(model, x, torch.tensor([0]))[0]
+    assert bits[:6, :6].mean() > 2 * bits[8:, 8:].mean() and (bits >= -1e-4).all()
+    few = information_bottleneck(model, x, torch.tensor([0]), beta=100.0)[0]
+    assert few.sum() < bits.sum()
+    moments = feature_moments(model, torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    assert moments[0].shape == (2, 16, 16) and (moments[0] - 0.5).abs().mean() < 0.1
+    assert (moments[1] - 12**-0.5).abs().mean() < 0.05
+    assert not torch.equal(information_bottleneck(model, x, torch.tensor([0]), reference=moments)[0], bits)
 
 
 def test_occlusion_where_the_fall_is_known():
@@ -189,11 +289,13 @@ def test_evaluations_are_counted_per_image():
     assert list(found) == list(PEERS)
     windows = ((32 - 8) // 4 + 1) ** 2
     expected = {"Saliency": (1, 1), "Integrated gradients": (8, 8), "Grad-CAM": (1, 1), "Occlusion": (windows + 1, 0),
-                "RISE": (40, 0)}
+                "RISE": (40, 0), "SmoothGrad": (10, 10), "Grad-CAM++": (1, 1), "LIME": (40, 0), "IBA": (13, 12)}
     for name, (forward, backward) in expected.items():
         assert found[name].evaluations == Evaluations(forward, backward), name
     shap = found["KernelSHAP"].evaluations
     assert 40 <= shap.forward <= 42 and shap.backward == 0
+    partition = found["SHAP Partition"].evaluations
+    assert 30 <= partition.forward <= 60 and partition.backward == 0
     assert all(e.seconds > 0 and e.maps.shape == (2, 32, 32) and not e.maps.requires_grad for e in found.values())
 
 
