@@ -65,23 +65,39 @@ def _fine_gates(
 ) -> Tensor:
     """Gates (N, R) around Bernoulli draws with `probability` (R,) or (N, R), in antithetic pairs."""
     chance = probability.cpu()
-    hard = (_uniforms(draws, chance.shape[-1:], generator, reduction) < chance).to(chance.dtype)
-    return (hard + (chance - hard) * relaxation * torch.rand(hard.shape, generator=generator)).to(probability)
+    return _gates(_uniforms(draws, chance.shape[-1:], generator, reduction), chance, relaxation).to(probability)
 
 
-def _coarse_masks(probability: Tensor, draws: int, cells: int, generator: torch.Generator) -> Tensor:
-    """Masks (N, H, W): Bernoulli with the local mean of `probability` ([N,] H, W) on a shifted grid.
+def _gates(uniform: Tensor, chance: Tensor, relaxation: float) -> Tensor:
+    """Gates of mean `chance`, falling in `uniform`: at `relaxation` 0 Bernoulli draws, at 1 and ½ uniform on (0, 1)."""
+    on = uniform < chance
+    if not relaxation:
+        return on.to(chance.dtype)
+    depth = torch.where(on, uniform / chance.clamp_min(1e-12), (1 - uniform) / (1 - chance).clamp_min(1e-12))
+    hard = on.to(chance.dtype)
+    return hard + (chance - hard) * relaxation * depth
 
-    Antithetic pairs share their shift, so that at probability ½ a mask is followed by its complement.
+
+def _coarse_masks(
+    probability: Tensor,
+    draws: int,
+    cells: int,
+    generator: torch.Generator,
+    relaxation: float = 0.0,
+    reduction: str = "antithetic",
+) -> Tensor:
+    """Masks (N, H, W): gates with the local mean of `probability` ([N,] H, W) on a shifted grid.
+
+    Pairs share their shift, so that at probability ½ a mask is followed by its complement; shifts are spread evenly by
+    an additive recurrence from a random start.
     """
     height, width = probability.shape[-2:]
     local = F.adaptive_avg_pool2d(probability.view(-1, 1, height, width), cells + 1).cpu()[:, 0]
-    nodes = (_uniforms(draws, (cells + 1, cells + 1), generator) < local).to(probability)
+    nodes = _gates(_uniforms(draws, (cells + 1, cells + 1), generator, reduction), local, relaxation).to(probability)
+    pair = torch.arange(draws) // 2
     tops, lefts = (
-        torch.randint(math.ceil(n / cells), (-(-draws // 2),), generator=generator)
-        .repeat_interleave(2)[:draws]
-        .tolist()
-        for n in (height, width)
+        ((torch.rand(1, generator=generator) + pair * step) % 1 * math.ceil(n / cells)).long().tolist()
+        for n, step in ((height, 0.7548776662466927), (width, 0.5698402909980532))
     )
     return shifted_masks(nodes, tops, lefts, (height, width))
 
@@ -235,6 +251,8 @@ class _Settings:
     reduction: str
     cells: int = 7
 
+    temper: float = 2.0
+
     @property
     def balanced(self) -> bool:
         return self.weighting == "importance" and self.estimator == "gradient"
@@ -275,7 +293,7 @@ def _spearman(a: Tensor, b: Tensor) -> Tensor:
     return torch.corrcoef(ranks)[0, 1]
 
 
-_SMOOTHING = (0.0, 8.0, 24.0)  # pixels of a 224-pixel image; 0 for the clusters themselves
+_SMOOTHING = (0.0, 2.0, 24.0)  # pixels of a 224-pixel image; 0 for the clusters themselves
 
 
 def _schedule(draws: int, partitions: int, coarse: float, baselines: int) -> list[tuple[int, int, int]]:
@@ -382,11 +400,11 @@ class CVI:
         With `steps=None` the single step is taken in rounds of 16 draws
     variance_reduction : "antithetic", "stratified" or "sobol" (both in antithetic pairs), or "independent" draws
     relaxation : κ in [0, 1]; 0 for hard gates
-    coarse : share of coarse draws in [0, 1] among the draws from the prior; None for ½ with named partitions and 0 for
+    coarse : share of coarse draws in [0, 1] among the draws from the prior; None for 1 with named partitions and 0 for
         your own labels or callables
     focus : share of draws in [0, 1] along the map's own path of insertion, see above; needs gradients
     smoothing : widths in pixels of the scales that are averaged in the map, 0 for the clusters themselves; None for
-        0, 8 and 24 in a 224-pixel image with named partitions and gradients, else the clusters
+        0, 2 and 24 in a 224-pixel image with named partitions and gradients, else the clusters
     feather : soft edge of the clusters in pixels; None for 6 in a 224-pixel image with named partitions, 0 for your own
     progress : show a progress bar
 
@@ -581,7 +599,7 @@ class CVI:
             averaged=self.prior == "uniform",
             temperature=1.0 if self.temperature is None else self.temperature,
             feather=self.feather if self.feather is not None else 6 * side * named,
-            coarse=self.coarse if self.coarse is not None else 0.5 * named,
+            coarse=self.coarse if self.coarse is not None else 1.0 * named,
             focus=self.focus,
             smoothing=scales if self.smoothing is None else tuple(self.smoothing),
             relaxation=self.relaxation if gradient else 0.0,
@@ -671,7 +689,9 @@ class CVI:
             if which < 0:
                 local = torch.stack([o[part] for o, part in zip(log_odds, partitions, strict=True)]).sigmoid().mean(0)
                 local = (local.logit() + density[:, None]).sigmoid() if settings.averaged else local
-                masks.append(_coarse_masks(local, count, settings.cells, generator))
+                masks.append(
+                    _coarse_masks(local, count, settings.cells, generator, settings.relaxation, settings.reduction)
+                )
                 chances.append(local.expand(count, -1, -1))
             else:
                 chance = (log_odds[which] + density).sigmoid()
@@ -706,7 +726,7 @@ class CVI:
             value, pixels = self._evaluate(game.image, game.target, mask, baseline, settings.estimator == "gradient")
             heard.evidence.append(value)
             heard.kinds.append(kind[rows])
-            score = value / beta if settings.balanced else torch.zeros_like(value)
+            score = value / (settings.temper * beta) if settings.balanced else torch.zeros_like(value)
             if pixels is None:
                 heard.terms.append(game.means(mask))
                 continue
@@ -805,7 +825,7 @@ class _Heard:
         shares = _shares([blurred(m[None], smooth)[0] for m in maps])
         weights = torch.zeros_like(values)
         for share, k in zip(shares, names, strict=True):
-            weights[kinds == k] = share * (values[kinds == k] / settings.temperature).softmax(0)
+            weights[kinds == k] = share * (values[kinds == k] / (settings.temper * settings.temperature)).softmax(0)
         return weights, torch.einsum("k,khw->hw", shares, torch.stack(maps))
 
 
