@@ -418,7 +418,7 @@ class CVI:
         model: Callable[[Tensor], Tensor],
         family: str = "presence",
         partition: str | Partitioner | Tensor | Sequence[Any] = "mean_shift",
-        baseline: Baseline | Sequence[Baseline] = "mixed",
+        baseline: Baseline | Sequence[Baseline] = "blur",
         budget: int = 64,
         temperature: float | None = None,
         prior: float | str = 0.5,
