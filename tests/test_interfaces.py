@@ -1,5 +1,6 @@
 """CVI inside Captum and Quantus, with both real packages."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -10,8 +11,9 @@ from captum.attr import NoiseTunnel, visualization
 from captum.metrics import infidelity, sensitivity_max
 from torch import nn
 
-from cvi_nb.inference import CVI
+from cvi_nb.inference import CVI, infer_noise
 from cvi_nb.inference.interfaces import CVIAttribution, quantus_explain
+from cvi_nb.models import Classifier
 
 
 def cnn(channels):
@@ -105,3 +107,39 @@ def test_quantus(case):
             model=net, a_batch=None, explain_func=quantus_explain, explain_func_kwargs=options, **common
         )
     assert len(sparse) == len(moved) == 2 and np.isfinite(sparse).all() and np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_half_precision(case, how):
+    """bfloat16 on the CPU stands in for half precision on a GPU: finite float32 maps, nearly those of float32."""
+    net, x, y = case
+    options = {"budget": 24, "batch_size": 8, "partition": "grid"}
+    if how == "autocast":
+        half = Classifier(net, autocast=torch.bfloat16)
+    else:
+        low = copy.deepcopy(net).to(torch.bfloat16)
+
+        def half(images):
+            return low(images.to(torch.bfloat16)).float()
+
+    whole, rough = CVI(net, **options).attribute(x, y), CVI(half, **options).attribute(x, y)
+    assert rough.dtype == torch.float32 and rough.isfinite().all()
+    alike = torch.corrcoef(torch.stack([whole.flatten(), rough.flatten()]))[0, 1]
+    assert float(alike) > 0.9
+    noise = infer_noise(half, x, y, budget=24)
+    assert noise.width.isfinite().all() and noise.deviation.dtype == torch.float32
+
+
+def test_a_thousand_classes_and_batches_of_different_clusters(case):
+    """The map of an image does not depend on its company, whatever number of clusters that has."""
+    net, x, _ = case
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        wide = nn.Sequential(net, nn.Linear(5, 1000)).requires_grad_(False)
+    flat = torch.cat([x, torch.full_like(x[:1], 0.4)])  # a flat image is a single cluster
+    method, classes = CVIAttribution(wide, budget=12, batch_size=5), torch.tensor([3, 999, 500])
+    together = method.attribute(flat, target=classes)
+    assert len(set(method.cvi.infer(flat, classes).clusters.tolist())) > 1
+    for i in range(3):
+        alone = method.attribute(flat[i : i + 1], target=classes[i : i + 1])
+        assert torch.allclose(alone[0], together[i], atol=1e-6, rtol=1e-4)

@@ -87,6 +87,62 @@ def test_flips_are_differences():
     assert torch.allclose(process.flips(masks)[:, 3], process(on) - process(off), atol=1e-8)
 
 
+def test_the_next_mask_is_the_most_informative_one():
+    """Against a dense Gaussian process: each choice leaves the least summed variance of the marginals."""
+    cube = all_masks(5)
+    seen = cube[torch.randperm(32, generator=torch.Generator().manual_seed(3))[:12]]
+    process = fit_surrogate(seen, -seen.sum(1) + 2 * seen[:, 1] * seen[:, 2] - seen[:, 4] * seen[:, 0], steps=3)
+    mass = torch.rand(32, generator=torch.Generator().manual_seed(4)).double()
+    mass /= mass.sum()
+    lever = mass[:, None] * (cube - mass @ cube)
+
+    def left(masks):
+        gram, cross = (torch.exp(-((a[:, None] - masks).abs() @ process.rates)) for a in (masks, cube))
+        gram = gram + process.nugget * torch.eye(len(masks))
+        prior = torch.exp(-((cube[:, None] - cube).abs() @ process.rates))
+        covariance = prior - cross @ torch.linalg.solve(gram, cross.T)
+        return float((lever * (covariance @ lever)).sum())
+
+    found = process.informative(mass, 3, torch.Generator())
+    known = seen
+    for mask in found:
+        rest = [z for z in cube if not bool((z == known).all(1).any())]
+        best = min(left(torch.cat([known, z[None]])) for z in rest)
+        known = torch.cat([known, mask[None]])
+        assert left(known) == pytest.approx(best, rel=1e-6)
+    assert len(process.informative(mass, 99, torch.Generator())) == 20
+    doubt = process.spread(cube).diagonal() + process.scale**2 * process.nugget
+    assert torch.allclose(process.doubt(cube), doubt, atol=1e-8)
+
+
+def test_intervals_at_other_levels():
+    found = infer_modes(either, WHITE, 0, partition=LABELS, baseline=0.0, evidence=take, budget=40)
+    assert torch.allclose(found.credible_interval(0.9), found.interval, atol=1e-5)
+    narrow, wide = found.credible_interval(0.5), found.credible_interval(0.99)
+    assert (wide[..., 0] <= narrow[..., 0] + 1e-6).all() and (wide[..., 1] >= narrow[..., 1] - 1e-6).all()
+    with pytest.raises(ValueError, match="`level` must be in"):
+        found.credible_interval(1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_is_its_single_images(channels):
+    """Grey and colour, a thousand classes, 4 and 20 clusters (enumerated, and fitted with a chain) in one batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * 80, 1000)).eval()
+        x = torch.rand(2, channels, 8, 10)
+    few = torch.arange(8)[:, None] // 4 * 2 + torch.arange(10) // 5
+    many = torch.arange(8)[:, None] // 2 * 5 + torch.arange(10) // 2
+    labels, options = torch.stack([few, many]), {"budget": 64, "particles": 4, "temperature": 0.5}
+    both = infer_modes(network, x, partition=labels, **options)
+    assert both.clusters.tolist() == [4, 20] and (both.probability[0, 4:] == 0.5).all()
+    for i, count in enumerate((4, 20)):
+        one = infer_modes(network, x[i : i + 1], partition=labels[i : i + 1], batch_size=7, **options)
+        assert torch.allclose(one.probability[0], both.probability[i, :count], atol=1e-5)
+        assert torch.allclose(one.interval[0], both.interval[i, :count], atol=1e-5)
+        assert torch.allclose(one.bound, both.bound[i], atol=1e-4)
+
+
 def test_strokes_are_twelve():
     assert [len(p.unique()) for p in stroke_partition(load_digits("development").images[3::1000])] == [12] * 4
 
