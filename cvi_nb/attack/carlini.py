@@ -28,10 +28,10 @@ def carlini_wagner(
     norm: Norm = 2,
     kappa: float = 0.0,
     steps: int = 100,
-    search_steps: int = 4,
+    search_steps: int = 3,
     learning_rate: float = 0.01,
     initial_c: float | None = None,
-    warm_start: int = 90,
+    warm_start: int = 160,
     **options: Unpack[Options],
 ) -> AttackResult:
     """Carlini & Wagner (2017) in L2, L∞ or L0, with f6.
@@ -42,7 +42,7 @@ def carlini_wagner(
     steps, search_steps : gradients for one c (L2) or τ (L∞), how many are tried; in L0 their product is the budget
     learning_rate : Adam's first rate, decaying along a cosine
     initial_c : the first c; None reads it off the start
-    warm_start : gradients spent on the start; 0 starts at the image, as the paper does
+    warm_start : gradients spent on the start; 0 starts at the image, as the paper does, and searches all c
     options : see `Options`
 
     Raises
@@ -59,8 +59,8 @@ def carlini_wagner(
             _few(run, kappa, steps * search_steps, warm_start)
         else:
             if warm_start:
-                _nearest(run, norm, warm_start, 4)
-            _search(run, norm, kappa, steps, search_steps, learning_rate, initial_c)
+                _nearest(run, norm, warm_start, 5)
+            _search(run, norm, kappa, steps, search_steps, learning_rate, initial_c, 0.002 if warm_start else 0.0)
     return run.result("carlini_wagner", norm=norm, kappa=kappa, steps=steps, search_steps=search_steps,
                       learning_rate=learning_rate, initial_c=initial_c, warm_start=warm_start)  # fmt: skip
 
@@ -75,9 +75,19 @@ def _enough(run: Run, x: Tensor, rows: Tensor, logits: Tensor, kappa: float) -> 
 
 
 def _search(
-    run: Run, norm: Norm, kappa: float, steps: int, search_steps: int, rate: float, initial_c: float | None
+    run: Run,
+    norm: Norm,
+    kappa: float,
+    steps: int,
+    search_steps: int,
+    rate: float,
+    initial_c: float | None,
+    least: float,
 ) -> None:
-    """Adam for one c after the other, each sample with its own bracket of c; those with a narrow bracket leave."""
+    """Adam for one c after the other, each sample with its own bracket of c.
+
+    Samples leave whose bracket is narrow, or whose distance a round lowered by less than its share `least`.
+    """
     rows, start = run.todo, run.best.clone()
     if kappa > 0:  # the start has margin 0 only
         run.best[rows], run.best_distance[rows] = run.images[rows], math.inf
@@ -90,12 +100,13 @@ def _search(
     for _ in run.steps(search_steps, "Carlini & Wagner"):
         if not len(rows):
             break
+        before = run.best_distance[rows]
         fooled = _minimise(run, rows, start[rows], c, norm, kappa, steps, rate)
         found = run.best_distance[rows].isfinite()
         start[rows[found]] = run.best[rows[found]]
         low, high = torch.where(fooled, low, c), torch.where(fooled, c, high)
         c = torch.where(high.isinf(), c * 3, torch.where(low == 0, c / 2, (low * high).sqrt()))
-        wide = ~(high / low.clamp_min(1e-12) < 1.02)
+        wide = ~(high / low.clamp_min(1e-12) < 1.02) & ~(before - run.best_distance[rows] < least * before)
         rows, c, low, high = rows[wide], c[wide], low[wide], high[wide]
         rate *= 0.7
 
@@ -113,7 +124,7 @@ def _minimise(
         value, slope, logits = run.gradient(x, rows[here], lambda z, r: run.goal(z, r).clamp_max(kappa + 1e-3))
         run.record(logits, rows[here])
         won = _enough(run, x, rows[here], logits, kappa)
-        fooled[here] |= won
+        fooled[here] |= won & (k > 0)  # a start that fools says nothing of c
         delta = x - clean
         if norm == 2:
             prior, pull = delta.square().flatten(1).sum(1), 2 * delta
@@ -127,7 +138,7 @@ def _minimise(
         since[here] = torch.where(falls | won, 0, since[here] + 1)
         x = x - _cosine(k, steps, rate, 0.01 * rate) * adam.direction(pull - per_sample(c[here], x) * slope)
         x = run.inside(x, rows[here])
-        going = since[here] < max(10, steps // 4)
+        going = since[here] < max(10, steps // 10)
         if not bool(going.all()):
             here, x = here[going], x[going]
             adam.take(going)

@@ -415,31 +415,34 @@ class Run:
 
     def jacobian(self, x: Tensor, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, K), and gradients (n, k, C, H, W) within the support of the logits of `classes` (n, k)."""
-        logits, slopes = [], []
-        for a, c in zip(x.detach().split(self.batch_size), classes.split(self.batch_size), strict=True):
-            a = a.requires_grad_()
-            with torch.enable_grad():
-                out = self.model(a)
-                if not out.requires_grad:
-                    raise ValueError(
-                        "`model` gives no gradient with respect to its input: use an attack that needs none, `square`."
-                    )
-                chosen = out.gather(1, c).sum(0)  # (k,)
-                each = [
-                    torch.autograd.grad(one, a, retain_graph=i + 1 < len(chosen), allow_unused=True)[0]
-                    for i, one in enumerate(chosen)
-                ]
-            slopes.append(torch.stack([torch.zeros_like(a) if s is None else s for s in each], 1))
-            logits.append(out.detach())
+        parts = [
+            self._slopes(a, k)
+            for a, k in zip(x.detach().split(self.batch_size), classes.split(self.batch_size), strict=True)
+        ]
         for chunk in self._idle(rows).split(self.batch_size):
             if len(chunk):
-                for _ in range(classes.shape[1]):
-                    self._slope(self.images[chunk], chunk, self.cross_entropy)
+                self._slopes(self.images[chunk], classes[:1].expand(len(chunk), -1))
+        logits, slopes = (torch.cat(p) for p in zip(*parts, strict=True))
         self._count(self.forward, rows)
         self._count(self.backward, rows, classes.shape[1])
-        slope = torch.nan_to_num(torch.cat(slopes), 0.0, 0.0, 0.0)
+        slope = torch.nan_to_num(slopes, 0.0, 0.0, 0.0)
         self._sees[rows] |= slope.flatten(1).any(1)
-        return torch.cat(logits), slope if self.support is None else slope * self.support[rows, None]
+        return logits, slope if self.support is None else slope * self.support[rows, None]
+
+    def _slopes(self, x: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.requires_grad_()
+        with torch.enable_grad():
+            logits = self.model(x)
+            if not logits.requires_grad:
+                raise ValueError(
+                    "`model` gives no gradient with respect to its input: use an attack that needs none, `square`."
+                )
+            chosen = logits.gather(1, classes).sum(0)  # (k,)
+            each = [
+                torch.autograd.grad(one, x, retain_graph=i + 1 < len(chosen), allow_unused=True)[0]
+                for i, one in enumerate(chosen)
+            ]
+        return logits.detach(), torch.stack([torch.zeros_like(x) if s is None else s for s in each], 1)
 
     def keep(self, x: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
         """Note candidates `x` (n, C, H, W) that succeed nearer than before; which of them succeed: (n,) bool."""

@@ -355,14 +355,14 @@ def _walk(
     return best, nearest
 
 
-def _reach(run: Run, rows: Tensor, classes: Tensor, norm: Norm, steps: int) -> Tensor:
-    """Climb the margin of `classes` (B,) from the originals by steps that grow, until it is positive: (n, C, H, W).
+def _reach(run: Run, rows: Tensor, classes: Tensor, norm: Norm, steps: int, first: Tensor) -> Tensor:
+    """Climb the margin of `classes` (B,) from the originals until it is positive: (n, C, H, W).
 
-    A far class is not where one linearisation puts it, and the walk along its boundary has to begin on it.
+    Steps grow from length `first` (n,). A far class is not where one linearisation puts it, and the walk along its
+    boundary has to begin on it.
     """
     x = run.images[rows].clone()
     going = torch.arange(len(rows), device=rows.device)
-    size = 0.002 * (math.sqrt(x[0].numel()) if norm == 2 else 1.0)
     for _ in range(steps):
         _, slope, logits = run.gradient(x[going], rows[going], _toward(run, classes))
         run.record(logits, rows[going])
@@ -370,8 +370,8 @@ def _reach(run: Run, rows: Tensor, classes: Tensor, norm: Norm, steps: int) -> T
         going, slope = going[~won], slope[~won]
         if not len(going):
             break
-        x[going] = run.inside(x[going] + size * steepest(slope, norm, x[going]), rows[going])
-        size *= 1.15
+        x[going] = run.inside(x[going] + per_sample(first[going], slope) * steepest(slope, norm, x[going]), rows[going])
+        first = 1.15 * first
     return x
 
 
@@ -394,7 +394,7 @@ def minimum_norm(
     *,
     norm: Norm = 2,
     steps: int = 100,
-    starts: int = 4,
+    starts: int = 3,
     **options: Unpack[Options],
 ) -> AttackResult:
     """The nearest adversarial image within `steps` gradients a sample, in L2, L∞ or L0.
@@ -412,33 +412,34 @@ def minimum_norm(
 
 def _nearest(run: Run, norm: Norm, steps: int, starts: int) -> None:
     rows, classes = run.todo, run.labels.clone()
-    rivals = _rivals(run, rows, min(9, steps // 4))
+    rivals = _rivals(run, rows, min(6, steps // 8))
+    side = math.sqrt(run.images[0].numel()) if norm == 2 else 1.0
+    first, reach, rate = run.images.new_full((len(rows), 1), 0.002 * side), steps // 3, 1.0
     if rivals.shape[1] > 1:
         _, far, _ = _nearest_rival(run, run.images[rows], rows, rivals, norm)
         steps -= rivals.shape[1] + 1
-        rivals = rivals.gather(1, far.argsort(1)[:, :starts])
-    points = run.images[rows][:, None].repeat_interleave(rivals.shape[1], 1)  # (n, k, C, H, W)
-    if run.target is not None:
-        classes[rows] = rivals[:, 0]
-        points[:, 0] = _reach(run, rows, classes, norm, steps // 3)
-        steps -= steps // 3
-    rate = 1.0
-    rounds = max(1, math.ceil(math.log2(rivals.shape[1])) + 1)
-    for left in range(rounds, 0, -1):
-        each = steps // left // rivals.shape[1]
-        lengths = []
-        for j in range(rivals.shape[1]):
-            classes[rows] = rivals[:, j]
-            best, nearest = _walk(
-                run, rows, classes, points[:, j].clone(), norm, each, (rate, 0.1 if left > 1 else 0.02)
-            )
-            points[:, j] = best
-            lengths.append(nearest)
+        far, order = far.sort(1)
+        starts = min(starts, max(1, steps // 25))
+        rivals, first = rivals.gather(1, order)[:, :starts], (0.12 * far).clamp_max(0.1 * side)
+        reach = steps // starts // 4
+    points = []
+    for j, rival in enumerate(rivals.T):
+        classes[rows] = rival
+        points.append(_reach(run, rows, classes, norm, reach, first[:, j]))
+    steps -= reach * rivals.shape[1]
+    if rivals.shape[1] > 1:  # a short walk shows which class is nearest
+        lengths, each, rate = [], steps // rivals.shape[1] // 2 - 2, 0.5
+        for j, rival in enumerate(rivals.T):
+            classes[rows] = rival
+            points[j], length = _walk(run, rows, classes, points[j], norm, each, (1.0, 0.1))
+            lengths.append(length)
         steps -= each * rivals.shape[1]
-        keep = torch.stack(lengths, 1).argsort(1)[:, : math.ceil(rivals.shape[1] / 2)]
-        rivals = rivals.gather(1, keep)
-        points = points[torch.arange(len(rows), device=rows.device)[:, None], keep]
-        rate = 0.5
+        nearest = torch.stack(lengths).argmin(0)
+        classes[rows] = rivals.gather(1, nearest[:, None])[:, 0]
+        points = [torch.stack(points)[nearest, torch.arange(len(rows), device=rows.device)]]
+    else:
+        classes[rows] = rivals[:, 0]
+    _walk(run, rows, classes, points[0], norm, steps, (rate, 0.02))
     _bisect(run, 6)
 
 
