@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attack import apgd, apgd_targeted, fgsm, minimum_norm, pgd, square
+from ..attack import ZeroGradientWarning, apgd, apgd_targeted, fgsm, minimum_norm, pgd, square
 from ..attack.ball import Model
 from ..attack.core import AttackResult, Norm, Run, check_count, check_norm, check_positive, per_sample, steepest
 from ..data import check_images
@@ -576,19 +577,22 @@ def trust_checks(
     if not len(probe):
         raise ValueError(f"`model` must classify some of the {len(images)} images correctly, got none right.")
     if found is None:
-        probe.found = {
-            norm: minimum_norm(probe.model, images, labels, norm=norm, steps=search_steps, **probe.options)
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ZeroGradientWarning)
+            search = minimum_norm(probe.model, images, labels, norm=norm, steps=search_steps, **probe.options)
+        probe.found = {norm: search}
         probe.nearest = probe.nearest or probe.found
     ranged = input_range(probe.model, probe.all_images, probe.all_labels, probe.right, batch_size)
     asked = (better_than_chance, answers_vary, gives_logits, deterministic, independent_of_batch, full_precision)
     followed = (zero_gradients, truthful_gradients, iterating_helps, loss_holds, white_box_wins, large_ball_empties)
-    return (
-        ranged,
-        *(check(probe) for check in (*asked, *followed, grows_with_eps)),
-        search_ended(probe, search_steps),
-        untargeted_is_nearest(targeted or {}),
-        images_stand(probe),
-        survives_8_bits(probe),
-        transfer_is_weaker(probe),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)  # the checks say it
+        return (
+            ranged,
+            *(check(probe) for check in (*asked, *followed, grows_with_eps)),
+            search_ended(probe, search_steps),
+            untargeted_is_nearest(targeted or {}),
+            images_stand(probe),
+            survives_8_bits(probe),
+            transfer_is_weaker(probe),
+        )
