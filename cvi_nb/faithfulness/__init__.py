@@ -5,8 +5,18 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/06_faithfulness.ipynb #10b46306
-from .evaluation import FaithfulnessResult, evaluate_faithfulness
+# %% ../../nbs/06_faithfulness.ipynb #f83254eb
+from .confined import ConfinedResult, attack_confined, critical_support, patch_map
+from .evaluation import FaithfulnessResult, evaluate_faithfulness, quality_against_budget
+from .form import complexity, sparseness
+from cvi_nb.faithfulness.localisation import (
+    Mosaics,
+    grid_pointing_game,
+    mosaics,
+    pointing_game,
+    relevance_mass,
+    relevance_rank,
+)
 from cvi_nb.faithfulness.removal import (
     CONTROLS,
     Baseline,
@@ -20,21 +30,81 @@ from cvi_nb.faithfulness.removal import (
     random_map,
     tile_degradation,
 )
-from .statistics import paired_bootstrap
+from .imputation import RoadResult, impute, road
+from cvi_nb.faithfulness.sampling import (
+    RegionCurve,
+    Scores,
+    SensitivityN,
+    infidelity,
+    necessity,
+    removal_shares,
+    sensitivity_n,
+    sufficiency,
+)
+from cvi_nb.faithfulness.sanity import (
+    SanityResult,
+    cascade,
+    label_randomisation,
+    layer_names,
+    max_sensitivity,
+    model_randomisation,
+    overwritten,
+    rank_correlation,
+    seed_agreement,
+    target_randomisation,
+)
+from .statistics import compare, holm, paired_bootstrap, signed_rank
 
 __all__ = [
     "CONTROLS",
     "Baseline",
+    "ConfinedResult",
     "FaithfulnessResult",
+    "Mosaics",
     "PixelCurve",
+    "RegionCurve",
+    "RoadResult",
+    "SanityResult",
+    "Scores",
+    "SensitivityN",
     "TileDegradation",
+    "attack_confined",
+    "cascade",
     "centre_map",
     "check_maps",
+    "compare",
+    "complexity",
+    "critical_support",
     "deletion",
     "edge_map",
     "evaluate_faithfulness",
+    "grid_pointing_game",
+    "holm",
+    "impute",
+    "infidelity",
     "insertion",
+    "label_randomisation",
+    "layer_names",
+    "max_sensitivity",
+    "model_randomisation",
+    "mosaics",
+    "necessity",
+    "overwritten",
     "paired_bootstrap",
+    "patch_map",
+    "pointing_game",
+    "quality_against_budget",
     "random_map",
+    "rank_correlation",
+    "relevance_mass",
+    "relevance_rank",
+    "removal_shares",
+    "road",
+    "seed_agreement",
+    "sensitivity_n",
+    "signed_rank",
+    "sparseness",
+    "sufficiency",
+    "target_randomisation",
     "tile_degradation",
 ]

@@ -1,0 +1,167 @@
+"""Attacks confined to a map's critical pixels: supports to the pixel, closed forms, invariances, bad input."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cvi_nb.attack import ddn, pgd
+from cvi_nb.faithfulness import attack_confined, compare, critical_support, patch_map
+from cvi_nb.models import Classifier
+
+
+def linear(weights, offset=1.0):
+    def model(x):
+        margin = ((x - 0.5) * weights).sum((1, 2, 3)) + offset
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+    return model
+
+
+def scene(n=5, side=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(1, side, side, generator=generator)
+    images = 0.45 + 0.1 * torch.rand(n, 1, side, side, generator=generator)
+    return weights, images
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.001, 1), st.booleans())
+def test_supports_have_the_area_and_grow_with_it(seed, area, clusters):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(0, 5, (3, 7, 9), generator=generator).float()  # many ties
+    partition = torch.randint(0, 6, (3, 7, 9), generator=generator) if clusters else None
+    support = critical_support(maps, area, partition)
+    assert (support.flatten(1).sum(1) == max(1, round(area * 63))).all()
+    wider = critical_support(maps, min(1.0, area + 0.1), partition)
+    assert not (support & ~wider).any()
+    if clusters:
+        for chosen, labels in zip(support, partition, strict=True):
+            cut = [k for k in range(6) if 0 < int(chosen[labels == k].sum()) < int((labels == k).sum())]
+            assert len(cut) <= 1
+    else:
+        inside, outside = maps.masked_fill(~support, 9), maps.masked_fill(support, -9)
+        assert (inside.flatten(1).amin(1) >= outside.flatten(1).amax(1)).all()
+
+
+def test_clusters_rank_by_their_mean():
+    maps = torch.tensor([[[1.0, 1.0, 5.0, 0.0]]])
+    partition = torch.tensor([[[0, 0, 1, 1]]])
+    assert critical_support(maps, 0.5, partition).tolist() == [[[False, False, True, True]]]  # mean 2.5 before mean 1
+    assert critical_support(maps, 0.25, partition).tolist() == [[[False, False, True, False]]]
+
+
+def test_a_linear_network_has_closed_forms():
+    weights, images = scene()
+    model, maps = linear(weights), {"best": weights.abs().expand(5, 10, 10), "worst": -weights.abs().expand(5, 10, 10)}
+    result = attack_confined(model, images, maps, areas=(0.2, 0.5), eps=0.04, steps=40, norm_steps=100, progress=False)
+    margin = model(images)[:, 0]
+    for name in maps:
+        for area in (0.2, 0.5):
+            inside = (weights * critical_support(maps[name], area)[:, None]).flatten(1)
+            rows = result.frame.query("method == @name and area == @area")
+            np.testing.assert_array_equal(rows["success"] == 1, 0.04 * inside.abs().sum(1) > margin)
+            exact = margin / inside.norm(dim=1)
+            free = (exact * inside.abs().amax(1) / inside.norm(dim=1) < 0.44).numpy()  # meets neither 0 nor 1
+            np.testing.assert_allclose(rows["l2"].to_numpy()[free], exact[free], rtol=0.03)
+    mean = result.frame.pivot_table("l2", "method", "area")
+    chance = mean.loc["random pixels"]
+    assert (mean.loc["best"] < chance).all() and (chance < mean.loc["worst"]).all()
+
+
+def test_frame_is_what_the_attacks_give():
+    weights, images = scene(3)
+    model = Classifier(linear(weights))
+    result = attack_confined(model, images, {"w": weights.expand(3, 10, 10)}, areas=(0.3,), eps=0.03, steps=6,
+                             norm_steps=20, progress=False)
+    assert result.methods == ("w", "random pixels", "random patches")
+    support, label = critical_support(weights.expand(3, 10, 10), 0.3), [0, 0, 0]
+    ball = pgd(model, images, torch.tensor(label), eps=0.03, steps=6, support=support)
+    near = ddn(model, images, torch.tensor(label), steps=20, gamma=0.12, initial=0.5, support=support)
+    rows = result.frame.query("method == 'w'")
+    np.testing.assert_array_equal(rows["success"], ball.success)
+    assert (rows["l2"] <= near.distance.numpy() + 1e-6).all() and (rows["l2"] > 0).all()  # pulled back, never longer
+    assert (rows["forward"] == ball.forward + near.forward + 5).all()
+    assert (rows["backward"] == ball.backward + near.backward).all() and (rows["pixels"] == 30).all()
+
+
+def test_failed_attacks_count_as_the_longest_perturbation():
+    weights, images = scene(3)
+    with np.errstate(all="raise"):
+        result = attack_confined(linear(weights, 1e4), images, {"w": weights.expand(3, 10, 10)}, areas=(0.3,), eps=0.03,
+                                 steps=3, norm_steps=8, progress=False)
+    rows = result.frame.query("method == 'w'")
+    support = critical_support(weights.expand(3, 10, 10), 0.3)[:, None]
+    longest = (torch.maximum(images, 1 - images) * support).flatten(1).norm(dim=1)
+    assert (rows["l2_failed"] == 1).all() and (rows["success"] == 0).all()
+    np.testing.assert_allclose(rows["l2"], longest, rtol=1e-6)
+
+
+def test_chance_is_clusters_where_maps_choose_clusters():
+    weights, images = scene(4)
+    partition = (torch.arange(10)[:, None] // 5 * 2 + torch.arange(10) // 5).expand(4, 10, 10)
+    result = attack_confined(linear(weights), images, {"w": weights.abs().expand(4, 10, 10)}, areas=(0.25,), eps=0.05,
+                             steps=3, norm_steps=8, partition=partition, progress=False)
+    assert result.methods == ("w", "random clusters") and result.settings["unit"] == "cluster"
+
+
+def test_tables_and_pictures(tmp_path):
+    pytest.importorskip("pyarrow")
+    weights, images = scene(6)
+    result = attack_confined(linear(weights), images, {"w": weights.abs().expand(6, 10, 10)}, areas=(0.2, 0.6),
+                             eps=0.03, steps=5, norm_steps=10, groups=list("aabbcd"), progress=False)
+    result.to_frame().to_parquet(tmp_path / "rows.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), result.frame)
+    summary = result.summary(n=200).set_index(["method", "area"])
+    rows = result.frame.query("method == 'w' and area == 0.2")
+    assert summary.loc[("w", 0.2), "l2"] == pytest.approx(rows["l2"].mean())
+    table = result.compare("w", area=0.6, n=200)
+    values = {m: result.frame.query("method == @m and area == 0.6")["l2"].to_numpy() for m in result.methods}
+    pd.testing.assert_frame_equal(table, compare(values, "w", list("aabbcd"), n=200))
+    assert len(result.plot()) == 2 and "random pixels" in result._repr_html_() and "6 images" in repr(result)
+    bare = attack_confined(linear(weights), images, {}, areas=(0.2,), eps=0.03, steps=2, norm_steps=None,
+                           progress=False)
+    assert "l2" not in bare.frame and len(bare.plot()) == 1 and "success" in bare.summary(n=50)
+    with pytest.raises(ValueError, match="`measure` one of"):
+        bare.compare("random pixels")
+
+
+def test_one_image_does_not_depend_on_its_company():
+    weights, images = scene(4)
+    maps = weights.abs().expand(4, 10, 10)
+    one = {"areas": (0.3,), "eps": 0.03, "steps": 8, "norm_steps": 20, "progress": False}
+    whole = attack_confined(linear(weights), images, {"w": maps}, batch_size=3, **one).frame.query("method == 'w'")
+    alone = attack_confined(linear(weights), images[:1], {"w": maps[:1]}, **one).frame.query("method == 'w'")
+    assert whole["l2"].iloc[0] == pytest.approx(alone["l2"].iloc[0], rel=1e-4)
+    assert torch.equal(patch_map(images)[:1], patch_map(images[:1]))
+
+
+def test_bad_input_is_said_clearly():
+    weights, images = scene(4)
+    model, maps = linear(weights), {"w": weights.abs().expand(4, 10, 10)}
+    usual = {"steps": 2, "norm_steps": 4, "areas": (0.3,), "progress": False}
+    for arguments, error, message in [
+        ({"maps": {"w": torch.full((4, 10, 10), torch.nan)}}, ValueError, "NaN"),
+        ({"maps": {"w": maps["w"][:2]}}, ValueError, r"`maps\['w'\]` must have shape"),
+        ({"maps": maps["w"]}, TypeError, "`maps` must be a mapping"),
+        ({"images": images[:0]}, ValueError, "at least one image"),
+        ({"labels": [1] * 4}, ValueError, "all 4 wrong"),
+        ({"labels": [0, 0]}, ValueError, "`labels`"),
+        ({"areas": (20,)}, ValueError, r"`area` must be in \(0, 1\]"),
+        ({"partition": torch.zeros(4, 9, 10, dtype=torch.int64)}, ValueError, "`partition`"),
+        ({"eps": 0}, ValueError, "`eps`"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"groups": [1]}, ValueError, "`groups`"),
+    ]:
+        with pytest.raises(error, match=message):
+            attack_confined(**({"model": model, "images": images, "maps": maps} | usual | arguments))
+    with pytest.warns(UserWarning, match="2 have another top class"):
+        part = attack_confined(model, images, maps, [0, 0, 1, 0], **usual)
+    assert sorted(part.frame["image"].unique()) == [0, 1, 3]
+    with pytest.warns(UserWarning, match="constant"):
+        attack_confined(model, images, {"flat": torch.zeros(4, 10, 10)}, **usual)
