@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import cvi_nb.attack as attacks
 from .attack import AttackResult
 from .clustering import segment
-from .data import ImageSet, atomic_path, load_digits, load_folder, load_image, load_photos
+from .data import ImageSet, atomic_path, imagenet_classes, load_digits, load_folder, load_image, load_photos
 from .defence import DEFENDED, load_defended
 from .inference import BASELINES, CVI, PARTITIONS, infer_modes, stroke_partition
 from .models import Classifier, load_classifier
@@ -49,7 +49,11 @@ def _model(name: str, given: argparse.Namespace) -> tuple[str, Classifier]:
     if spec in DEFENDED:
         model = load_defended(spec, device=given.device, progress=not given.quiet)
     else:
-        model = load_classifier(spec, architecture=given.architecture, device=given.device)
+        try:
+            model = load_classifier(spec, architecture=given.architecture, device=given.device)
+        except ValueError as error:
+            known = ":" in spec or not str(error).startswith("`name` must be")
+            raise ValueError(str(error) if known else f"--model must be {_MODEL_HELP}, got {spec!r}") from None
     model.name = label
     return label, model
 
@@ -141,23 +145,24 @@ def _labels(images: ImageSet, model: Classifier, path: str | None) -> Tensor:
                 f"{path} must have a label for every image, but lacks {missing[0]} ({len(missing)} in all)"
             )
         return torch.tensor([_class(known[name], model) for name in images.names])
-    if images.classes is None or images.classes == model.classes:
+    imagenet = images.classes == imagenet_classes() and len(model.classes or imagenet_classes()) == 1000
+    if images.classes is None or images.classes == model.classes or imagenet:  # whose names vary, but not their order
         return images.labels
     own = [images.class_name(i) for i in range(len(images))]
     return torch.tensor([_class(name, model) if name else -1 for name in own])
 
 
 def _class(text: str, model: Classifier) -> int:
-    """A class by its number, or by its name, as the model numbers it."""
-    if re.fullmatch(r"\d+", text.strip()):
-        if model.classes is not None and int(text) >= len(model.classes):
-            raise ValueError(f"a class of {model.name} must be below {len(model.classes)}, got {text}")
-        return int(text)
-    names = [[part.strip().lower() for part in name.split(",")] for name in model.classes or ()]
+    """A class by its name or else its number, as the model numbers it."""
+    names = [[part.strip().lower().replace("_", " ") for part in name.split(",")] for name in model.classes or ()]
     wanted = text.strip().lower().replace("_", " ")
     for k, parts in enumerate(names):
         if wanted in parts or wanted == ", ".join(parts):
             return k
+    if wanted.isdecimal():
+        if names and int(wanted) >= len(names):
+            raise ValueError(f"a class of {model.name} must be below {len(names)}, got {text}")
+        return int(wanted)
     near = [name for name in model.classes or () if wanted in name.lower()][:3]
     hint = f"; near it: {', '.join(near)}" if near else ""
     raise ValueError(f"a class must be a number or a name that {model.name} knows, got {text!r}{hint}")

@@ -519,6 +519,7 @@ th,td{padding:.32rem .8rem .32rem 0;text-align:right;border-bottom:1px solid var
 td+td,th+td,th+th{padding-left:.8rem;padding-right:.4rem}
 thead th{border-bottom:1.5px solid var(--ink);font-weight:600;font-size:.84rem}
 tbody th{font-weight:400}.words{text-align:left;white-space:normal}td small{font-size:.86em;color:var(--soft)}
+td.words:last-child{min-width:min(15rem,50vw)}
 .checks{list-style:none;padding:0;margin:.8rem 0}
 .checks li{display:grid;grid-template-columns:5.2rem 1fr;gap:.2rem .8rem;padding:.55rem 0;
  border-bottom:1px solid var(--line);break-inside:avoid}

@@ -60,7 +60,7 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], 
         ("", "COMMAND"),
         ("explian x", "invalid choice"),
         ("explain zero.png --out o", "--model"),
-        ("explain zero.png --model nothing --out o", "`name` must be"),
+        ("explain zero.png --model nothing --out o", "--model must be"),
         ("explain missing.png --model mnist_cnn --out o", "missing.png"),
         ("explain classes zero.png --model mnist_cnn --out o", "one folder or collection"),
         ("explain zero.png --model mnist_cnn --target 10 --out o", "10"),
@@ -206,6 +206,17 @@ def test_classes_by_name_or_number() -> None:
     assert cli._class("1", model) == 1 and cli._class("Tinca tinca", model) == 0 and cli._class("tench", model) == 0
     with pytest.raises(ValueError, match=r"near it: tench, Tinca tinca"):
         cli._class("tinc", model)
+
+
+def test_labels_follow_the_model() -> None:
+    """By name where the classes differ, by number where both are ImageNet's 1,000."""
+    photos = load_photos("report", "embedded", size=32)[:2]
+    other = Classifier(lambda x: x.flatten(1), classes=[f"class {k}" for k in range(1000)])
+    assert torch.equal(cli._labels(photos, other, None), photos.labels)
+    reverse = Classifier(lambda x: x.flatten(1), classes=["nine", "1", "0"])
+    assert cli._labels(load_digits("report")[[0, 150]], reverse, None).tolist() == [2, 1]
+    with pytest.raises(ValueError, match="must be below 3"):
+        cli._labels(load_digits("report")[[900]], reverse, None)
 
 
 @pytest.mark.slow
