@@ -132,11 +132,14 @@ KEYS: dict[Norm, str] = {math.inf: "linf", 2.0: "l2"}
 
 
 class _Worst:
-    """The nearest adversarial image of each image, by norm, over all attacks so far; and what each attack did."""
+    """The nearest adversarial image of each image, by norm, over all attacks so far; and what each attack did.
+
+    Distances (float64) and positions stay on the CPU, images on their device.
+    """
 
     def __init__(self, model: Classifier, images: Tensor, labels: Tensor, clean: Tensor, threat: Threat, options: Any):
         self.model, self.images, self.labels, self.threat, self.options = model, images, labels, threat, options
-        wrong = clean.argmax(1) != labels
+        wrong = (clean.argmax(1) != labels).cpu()
         self.right = (~wrong).nonzero()[:, 0]
         start = torch.where(wrong, 0.0, math.inf).double()
         self.distance: dict[Norm, Tensor] = {norm: start.clone() for norm in threat.radii}
@@ -155,10 +158,10 @@ class _Worst:
     ) -> None:
         """Keep what is nearer than before in `result`, an attack on images `rows` (n,)."""
         for norm in self.distance:
-            d = norms(result.adversarial - result.images, norm).double()
+            d = norms(result.adversarial - result.images, norm).cpu().double()
             if norm == result.norm and eps == eps:  # a point on the rim is within, whatever its last bit
                 d = torch.where(d <= eps * (1 + 1e-5) + 1e-7, d.clamp_max(eps), d)
-            better = result.success & (d < self.distance[norm][rows])
+            better = result.success.cpu() & (d < self.distance[norm][rows])
             taken = rows[better]
             self.distance[norm][taken] = d[better]
             self.adversarial[norm][taken] = result.adversarial[better]
@@ -266,13 +269,13 @@ def _aimed(worst: _Worst, classes: int, seed: int) -> dict[Norm, Tensor]:
         return {}
     targets = _targets(worst.labels, classes, threat.targets, seed)
     for norm in threat.radii:
-        found[norm] = worst.images.new_zeros(targets.shape, dtype=torch.float64)
+        found[norm] = torch.zeros(targets.shape, dtype=torch.float64)
         for j, target in enumerate(targets[right].T):
             result = minimum_norm(
                 worst.model, worst.images[right], worst.labels[right], norm=norm, steps=threat.targeted_steps,
                 target=target, **worst.options,
             )  # fmt: skip
-            found[norm][right, j] = result.distance.double().nan_to_num(math.inf)
+            found[norm][right, j] = result.distance.cpu().double().nan_to_num(math.inf)
             worst.take("targeted", result, right, case="targeted")
     return found
 
@@ -667,7 +670,7 @@ def _nearest(worst: _Worst, found: dict[Norm, AttackResult]) -> dict[Norm, Attac
     return {
         norm: dataclasses.replace(
             found[norm], name="worst case", settings={}, adversarial=worst.adversarial[norm],
-            success=worst.distance[norm].isfinite(), predicted=worst.predicted[norm],
+            success=worst.distance[norm].isfinite().to(worst.labels.device), predicted=worst.predicted[norm],
         )
         for norm in found
     }  # fmt: skip
@@ -683,7 +686,7 @@ def _checks(
     radii = threat.radii[norm]
     eps = 1.25 * middle if math.isfinite(middle) else radii[len(radii) // 2]
     pairs = {
-        k: (found[k].distance.double().nan_to_num(math.inf)[worst.right], d[worst.right].amin(1))
+        k: (found[k].distance.cpu().double().nan_to_num(math.inf)[worst.right], d[worst.right].amin(1))
         for k, d in aimed.items()
     }
     return trust_checks(
