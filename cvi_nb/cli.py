@@ -174,15 +174,14 @@ def _explain(given: argparse.Namespace) -> list[Path]:
     images = _images(given.images, model, given)
     chosen = images.images.to(given.device)
     target = None if given.target is None else _class(given.target, model)
+    wanted = {"partition": given.partition, "baseline": given.baseline, "temperature": given.temperature}
     cvi = CVI(
         model,
-        partition=given.partition,
-        baseline=_baseline(given.baseline),
         budget=given.budget,
-        temperature=given.temperature,
         batch_size=given.batch_size,
         seed=given.seed,
         progress=not given.quiet,
+        **{name: value for name, value in wanted.items() if value is not None},  # else the default of the library
     )
     posterior = cvi.infer(chosen, target)
     chance = model.predict(chosen, given.batch_size).softmax(1)
@@ -547,13 +546,19 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument(
         "--budget", type=_positive, default=64, metavar="N", help="forward and backward evaluations per image (64)"
     )
+    defaults = {name: one.default for name, one in inspect.signature(CVI).parameters.items()}
     parser.add_argument(
-        "--partition", default="mean_shift", choices=sorted(PARTITIONS), help="what the clusters are (mean_shift)"
+        "--partition",
+        choices=sorted(PARTITIONS),
+        metavar="NAME",
+        help=f"what the clusters are: {', '.join(sorted(PARTITIONS))} ({defaults['partition']})",
     )
     parser.add_argument(
         "--baseline",
-        default="mixed",
-        help=f"what stands in for absent clusters: mixed, {', '.join(sorted(BASELINES))}, or a grey level 0…1 (mixed)",
+        type=_baseline,
+        metavar="NAME",
+        help=f"what stands in for absent clusters: mixed, {', '.join(sorted(BASELINES))}, or a grey level from 0 to 1 "
+        f"({defaults['baseline']})",
     )
     parser.add_argument("--temperature", type=float, metavar="β", help="smaller trusts the evidence more (1)")
     parser.add_argument("--modes", action="store_true", help="also look for several distinct explanations: modes.png")
