@@ -56,6 +56,9 @@ def network(channels=1, classes=4, seed=0, norm=False):
         layers = nn.Sequential(
             nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.Tanh(),
             nn.Conv2d(6, 6, 3, stride=2), nn.Tanh(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(54, classes))
+        if norm:
+            nn.init.normal_(layers[1].weight)
+            nn.init.normal_(layers[1].bias)
     for p in layers.parameters():
         p.data *= 3
     return layers.eval()
@@ -106,7 +109,7 @@ def test_max_sensitivity_is_captums():
         return x[0] if isinstance(x, tuple) else x
 
     theirs = captum.sensitivity_max(
-        lambda x, target: gradient(model, first(x), target)[:, None], images, target=target, n_perturb_samples=6,
+        lambda x, target: (gradient(model, first(x), target)[:, None],), images, target=target, n_perturb_samples=6,
         perturb_func=lambda x: first(x) + noise.repeat(3, 1, 1, 1))
     torch.testing.assert_close(ours.value, theirs, rtol=1e-4, atol=1e-6)
 
@@ -314,7 +317,7 @@ def test_randomisations():
     result = model_randomisation(model, digits, target, {"gradient": gradient}, stages=2)
     frame = result.to_frame()
     assert set(frame["method"]) == {"gradient", "edge"} and sorted(set(frame["depth"])) == [2 / 3, 1.0]
-    assert (frame.loc[frame["method"] == "edge", "similarity"] == 1).all()
+    assert (frame.loc[frame["method"] == "edge", "similarity"] > 1 - 1e-9).all()
     assert frame.loc[frame["method"] == "gradient", "similarity"].abs().mean() < 0.5
     same = label_randomisation(model, model, digits, target, {"gradient": gradient}).frame
     assert (same["similarity"] > 0.999).all()

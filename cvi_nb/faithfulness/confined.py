@@ -152,7 +152,7 @@ class ConfinedResult:
             raise ValueError(f"`area` must be one of {sorted(self.frame['area'].unique().tolist())} and "
                              f"`measure` one of {self._measures}, got {area!r} and {measure!r}")
         values = {str(name): rows[measure].to_numpy() for name, rows in part.groupby("method", sort=False)}
-        groups = part.loc[part["method"] == self.methods[0], "group"].to_numpy()
+        groups = part.loc[part["method"] == self.methods[0], "group"].tolist()
         return compare(values, reference, groups, n, level, seed)
 
     def plot(self, axes: Any = None, level: float = 0.95, highlight: Sequence[str] = ()) -> Any:

@@ -187,10 +187,10 @@ class FaithfulnessResult:
         tables = []
         for (metric, baseline), part in self.frame.groupby(["metric", "baseline"], sort=False):
             values = {str(name): rows["value"].to_numpy() for name, rows in part.groupby("method", sort=False)}
-            groups = part.loc[part["method"] == self.methods[0], "group"].to_numpy()
+            groups = part.loc[part["method"] == self.methods[0], "group"].tolist()
             table = _paired(values, reference, groups, n, level, seed)
             better = _BETTER.get(str(metric), "higher")
-            tables.append(table.assign(metric=metric, baseline=baseline, better=better))
+            tables.append(table.assign(metric=str(metric), baseline=str(baseline), better=better))
         table = pd.concat(tables, ignore_index=True)
         table["p_holm"] = holm(table["p"])
         wins = np.where((table["difference"] > 0) == (table["better"] == "higher"), "method", "reference")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,10 @@ def road(
     return _road(bench, check_maps(maps, bench.images), fractions, noise)
 
 
+def _chosen(pictures: Tensor, i: Tensor, _: Tensor) -> Tensor:
+    return pictures[i]
+
+
 def _road(bench: _Bench, maps: Tensor, fractions: Sequence[float], noise: float) -> RoadResult:
     before, n = bench.classifier.evaluations, maps[0].numel()
     if not fractions or not all(0 < round(f * n) < n for f in fractions):
@@ -167,7 +172,8 @@ def _road(bench: _Bench, maps: Tensor, fractions: Sequence[float], noise: float)
     for fraction in fractions:
         count = round(fraction * n)
         for order, gone in (("morf", ranks < count), ("lerf", ranks >= n - count)):
-            p, correct = bench.read(lambda i, _, gone=gone: impute(bench.images[i], gone[i], noise, bench.seed))
+            filled = impute(bench.images, gone, noise, bench.seed)
+            p, correct = bench.read(partial(_chosen, filled))
             found[order].append(p)
             found[f"{order}_correct"].append(correct)
     curve = {name: torch.stack(values, 1) for name, values in found.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -129,13 +130,13 @@ def _regions(bench: _Bench, maps: Tensor, areas: Sequence[float], baseline: Base
     ranks = bench.ranks(maps.flatten(1)).view(maps.shape)
     counts = torch.tensor([max(1, round(a * n)) for a in areas], device=ranks.device)
 
-    def paint(i: Tensor, s: Tensor) -> Tensor:
-        keep = (ranks[i] < counts[s][:, None, None]) == shown
+    def paint(s: int, i: Tensor, _: Tensor) -> Tensor:
+        keep = (ranks[i] < counts[s]) == shown
         return torch.where(keep[:, None], bench.images[i], fill[i])
 
     _, led = bench.read(lambda i, _: bench.images[i])
     _check_led(led)
-    found = [bench.read(lambda i, _, s=s: paint(i, torch.full_like(i, s))) for s in range(len(counts))]
+    found = [bench.read(partial(paint, s)) for s in range(len(counts))]
     leads = torch.stack([leads for _, leads in found], 1)
     decided = (leads == shown).to(bench.images).masked_fill(~led[:, None], torch.nan)
     area = torch.tensor(areas, device=decided.device)
