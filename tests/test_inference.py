@@ -28,7 +28,7 @@ from cvi_nb.inference import (
 )
 from cvi_nb.inference.noise import infer_noise
 from cvi_nb.inference.perturbation import _partitions
-from cvi_nb.inference.presence import _refined
+from cvi_nb.inference.presence import _coarse_masks, _gates, _refined
 from cvi_nb.models import Classifier, Evaluations, load_classifier, mnist_cnn
 
 # One pixel per cluster, image 1, baseline 0: the masked image is z itself, and a polynomial in z is any game we like.
@@ -835,6 +835,58 @@ def test_variance_reduction_reduces_variance():
         for kind in ("independent", "antithetic", "stratified", "sobol")
     }
     assert max(spread["antithetic"], spread["stratified"], spread["sobol"]) < 1e-5 < spread["independent"]
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("relaxation", [0.0, 0.4, 1.0])
+def test_gates_have_their_mean_and_mirror_at_one_half(chance, relaxation):
+    uniform = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
+    gates = _gates(uniform, torch.full((1, 1), chance, dtype=torch.float64), relaxation)
+    assert float(gates.mean()) == pytest.approx(chance, abs=1e-3) and gates.min() >= 0 and gates.max() <= 1
+    assert (gates.diff(dim=0) <= 1e-12).all()
+    if relaxation == 0:
+        assert set(gates.flatten().tolist()) == {0.0, 1.0}
+    if chance == 0.5:
+        assert torch.allclose(gates + gates.flip(0), torch.ones_like(gates))
+        if relaxation == 1:  # uniform on (0, 1)
+            assert torch.allclose(gates.flip(0), uniform)
+
+
+@pytest.mark.parametrize("relaxation", [0.0, 1.0])
+def test_coarse_masks_come_in_complements_and_keep_their_mean(relaxation):
+    half = torch.full((40, 30), 0.5)
+    masks = _coarse_masks(half, 7, 4, torch.Generator().manual_seed(0), relaxation)
+    assert masks.shape == (7, 40, 30) and torch.allclose(masks[0:6:2] + masks[1:6:2], torch.ones(3, 40, 30))
+    many = _coarse_masks(0.6 * half, 6000, 4, torch.Generator().manual_seed(1), relaxation)
+    assert float(many.mean()) == pytest.approx(0.3, abs=0.01) and (many.mean(0) - 0.3).abs().max() < 0.04
+
+
+def test_error_of_the_gradient_estimator_falls_as_one_over_root_n_or_faster():
+    """Of a cubic game, whose derivatives antithetic pairs do not make exact."""
+
+    def cubic(images):
+        z = images.flatten(1)
+        return 3 * (z[:, 0] * z[:, 1] * z[:, 2])[:, None] + quadratic(images)
+
+    truth = derivative(table(cubic), [0.5] * 6)
+    common = {"weighting": "uniform", "relaxation": 0.0}
+    for kind in ("antithetic", "sobol"):
+        rms = [
+            torch.stack(
+                [
+                    toy(cubic, seed=s, budget=b, variance_reduction=kind, batch_size=256, **common)
+                    .infer(WHOLE, 0)
+                    .log_odds[0][0]
+                    for s in range(30)
+                ]
+            )
+            .sub(truth)
+            .square()
+            .mean()
+            .sqrt()
+            for b in (16, 64, 256)
+        ]
+        assert all(float(coarse / fine) > 1.5 for coarse, fine in itertools.pairwise(rms)), (kind, rms)
 
 
 def test_learning_rate_schedule():
