@@ -23,6 +23,7 @@ from cvi_nb.inference.perturbation import (
     paint,
 )
 from .presence import CVI, ExactPosterior, Posterior, bernoulli_kl, exact_posterior
+from .sets import ClusterSet, necessary_set, sufficient_set
 
 __all__ = [
     "BASELINES",
@@ -30,6 +31,7 @@ __all__ = [
     "PARTITIONS",
     "Baseline",
     "Certificate",
+    "ClusterSet",
     "ExactPosterior",
     "MixturePosterior",
     "Mode",
@@ -46,7 +48,9 @@ __all__ = [
     "infer_noise",
     "make_baselines",
     "mean_shift_partition",
+    "necessary_set",
     "paint",
     "quantus_explain",
     "stroke_partition",
+    "sufficient_set",
 ]
