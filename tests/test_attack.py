@@ -213,6 +213,13 @@ def test_bad_arguments_are_named(name, change, message, model):
         run(name, model, arguments.pop("images"), arguments.pop("labels"), **arguments)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_another_device_is_named(name):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).to("meta")
+    with pytest.raises(ValueError, match="`images` must be on the model's device, meta, got cpu"):
+        run(name, network, torch.rand(1, 1, 3, 4), torch.tensor([0]))
+
+
 @pytest.mark.parametrize("name", IN_A_BALL)
 @pytest.mark.parametrize("eps", [-0.1, math.nan])
 def test_bad_radius(name, eps, model, digits):
@@ -240,6 +247,35 @@ def test_dropping_finished_samples_changes_nothing_but_the_count(name, model, di
     kept = run(name, model, *digits, compact=False)
     assert torch.equal(kept.success, results[name].success)
     assert (kept.adversarial - results[name].adversarial).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("name", ["pgd", "carlini_wagner", "square"])
+def test_an_attack_on_clusters_touches_no_other_pixel(name, model, digits):
+    images, labels = digits
+    partition = (torch.arange(28)[:, None] // 7 * 4 + torch.arange(28) // 7).expand(len(images), -1, -1)
+    clusters = [[5, 6], [9], [5, 6, 9, 10], [0], [10], [1, 2, 13, 14]]
+    support = attack.cluster_support(partition, clusters)
+    for i, chosen in enumerate(clusters):
+        assert support[i].sum() == 49 * len(chosen) and set(partition[i][support[i]].tolist()) == set(chosen)
+    result = run(name, model, images, labels, support=support)
+    changed = (result.attempt != images) | (result.adversarial != images)
+    assert changed.any() and not changed[~support[:, None]].any()
+    with pytest.raises(ValueError, match="`clusters` must have one entry per partition"):
+        attack.cluster_support(partition, clusters[:2])
+
+
+def test_destruction_rate_counts_what_is_undone(model, digits):
+    images, labels = digits
+    wrong = labels.clone()
+    wrong[0] = (wrong[0] + 1) % 10  # misclassified before: does not count
+    result = attack.ddn(model, images, wrong, steps=25)
+    undone = attack.destruction_rate(model, result, lambda x: images[1:])
+    assert undone.n == len(images) - 1 and undone.rate == 1 and undone.clean == 1
+    kept = attack.destruction_rate(model, result, lambda x: x)
+    assert kept.rate == 0 and kept.low == 0 < kept.high < 1
+    assert list(attack.destruction_rates(model, result).index) == list(attack.TRANSFORMATIONS)
+    with pytest.raises(ValueError, match="transformation"):
+        attack.destruction_rate(model, result, "melt")
 
 
 @pytest.mark.parametrize("norm", [0, 2, math.inf])

@@ -75,6 +75,36 @@ def test_confine_is_the_nearest_point_of_ball_and_cube(model, digits):
     assert (near - images - x).abs().max() < 1e-3
 
 
+def test_projections_against_closed_forms():
+    delta = torch.randn(5, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    flat = delta.flatten(1)
+    assert torch.equal(project(delta, 0.3, math.inf), delta.clamp(-0.3, 0.3))
+    length = flat.norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(project(delta, 1.5, 2), delta * (1.5 / length).clamp_max(1))
+    found = project(delta, 2.0, 1)
+    for one, row in zip(found, flat, strict=True):  # soft thresholding, its threshold by bisection
+        low, high = 0.0, float(row.abs().max())
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if float((row.abs() - middle).clamp_min(0).sum()) > 2 else (low, middle)
+        expected = row.sign() * (row.abs() - low).clamp_min(0)
+        torch.testing.assert_close(one.flatten(), expected, rtol=0, atol=1e-5)
+    sizes = delta.square().sum(1).flatten(1)
+    kept = (project(delta, 3, 0) != 0).any(1).flatten(1)
+    assert (kept.sum(1) == 3).all()
+    assert (sizes.masked_fill(~kept, math.inf).amin(1) >= sizes.masked_fill(kept, -math.inf).amax(1)).all()
+
+
+@pytest.mark.parametrize("norm", [0, 1, 2, math.inf])
+def test_projecting_twice_or_within_changes_nothing(norm):
+    delta = torch.randn(4, 1, 5, 3, generator=torch.Generator().manual_seed(1))
+    radius = torch.tensor([0.1 if norm else 1.0, 1.0, 3.0, 100.0])
+    once = project(delta, radius, norm)
+    assert (norms(once, norm) <= radius + 1e-4).all()
+    torch.testing.assert_close(project(once, radius, norm), once)
+    torch.testing.assert_close(once[3], delta[3])
+
+
 def test_steepest_keeps_zero_at_zero():
     assert steepest(torch.zeros(2, 1, 3, 3), 2).isfinite().all()
     assert torch.equal(steepest(torch.tensor([[[[-2.0, 0, 3]]]]), math.inf), torch.tensor([[[[-1.0, 0, 1]]]]))

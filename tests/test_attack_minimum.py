@@ -1,5 +1,6 @@
 """Minimum-norm attacks and Carlini & Wagner against a linear model, whose distances are known exactly."""
 
+import itertools
 import math
 import warnings
 
@@ -87,6 +88,44 @@ def test_linear(attack, norm, excess, edge) -> None:
     assert result.distance.mean() <= excess * truth.mean()
 
 
+@pytest.mark.parametrize("edge", [False, True])
+@pytest.mark.parametrize("attack", [carlini_wagner, minimum_norm])
+def test_fewest_pixels_against_every_subset(attack, edge) -> None:
+    model, x, y = problem((1, 3, 4), 4, edge)
+    result = attack(model, x, y, norm=0)
+    for one, label, found in zip(x, y, result.distance, strict=True):
+        fewest = math.inf
+        for k in range(3):
+            if k != label:
+                w = (model.weight[k] - model.weight[label]).view_as(one)
+                gain = (torch.where(w > 0, 1 - one, -one) * w).flatten()
+                lead = float(model(one[None])[0, label] - model(one[None])[0, k])
+                for size in range(1, 13):  # every subset of pixels, each moved all the way
+                    if any(float(gain[list(s)].sum()) > lead + 1e-5 for s in itertools.combinations(range(12), size)):
+                        fewest = min(fewest, size)
+                        break
+        assert found == fewest
+    assert result.success.all()
+
+
+def test_starts_beat_the_first_linearisation() -> None:
+    """A class that looks far at the image and is near: a bowl around a corner, beside a plane."""
+
+    class Bowl(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            near = 4 - 40 * (x - 0.7).flatten(1).square().sum(1)  # zero gradient nowhere, reached at its middle
+            return torch.stack([torch.ones(len(x)), near, 3 * (x.flatten(1)[:, 0] - 0.4) - 0.2], 1)
+
+    x = torch.full((1, 1, 2, 2), 0.4)
+    labels = torch.zeros(1, dtype=torch.int64)
+    grid = torch.linspace(0, 1, 31)
+    points = torch.cartesian_prod(*[grid] * 4).view(-1, 1, 2, 2)
+    fooled = points[Bowl()(points).argmax(1) != 0]
+    nearest = float((fooled - x).flatten(1).norm(dim=1).min())
+    result = minimum_norm(Bowl(), x, labels)
+    assert result.success.all() and float(result.distance) <= nearest + 1e-3
+
+
 @everything
 def test_support_target_and_bounds(name) -> None:
     model, x, y = problem()
@@ -135,6 +174,16 @@ def test_constant_model(name) -> None:
         result = ATTACKS[name](model, x, torch.zeros_like(y))
     assert any(w.category is ZeroGradientWarning for w in caught)
     assert not result.success.any() and result.distance.isnan().all() and torch.equal(result.adversarial, x)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_carlini_wagner_as_in_the_paper_searches_all_c(norm) -> None:
+    model, x, y = problem()
+    options = {"norm": norm, "warm_start": 0, "initial_c": 1e-2, "steps": 60, "search_steps": 9, "learning_rate": 0.01}
+    result = carlini_wagner(model, x, y, **options)
+    truth = exact(model, x, y, norm)
+    assert result.success.all() and result.distance.mean() <= 1.1 * truth.mean()
+    assert (result.distance >= truth - 1e-4).all()
 
 
 @pytest.mark.parametrize("norm", [0, 2, math.inf])
