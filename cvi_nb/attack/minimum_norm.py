@@ -356,22 +356,25 @@ def _walk(
 
 
 def _reach(run: Run, rows: Tensor, classes: Tensor, norm: Norm, steps: int, first: Tensor) -> Tensor:
-    """Climb the margin of `classes` (B,) from the originals until it is positive: (n, C, H, W).
+    """Climb from the originals until `classes` (B,) lead: (n, C, H, W).
 
     Steps grow from length `first` (n,). A far class is not where one linearisation puts it, and the walk along its
-    boundary has to begin on it.
+    boundary has to begin on it. Towards a target, which may be very far, log p(target) is climbed with momentum: the
+    margin turns at every class that takes the lead on the way.
     """
-    x = run.images[rows].clone()
+    x, way = run.images[rows].clone(), torch.zeros_like(run.images[rows])
+    loss, decay = (_toward(run, classes), 0.0) if run.target is None else (run.cross_entropy, 0.5)
     going = torch.arange(len(rows), device=rows.device)
-    for _ in range(steps):
-        _, slope, logits = run.gradient(x[going], rows[going], _toward(run, classes))
+    for k in range(steps):
+        _, slope, logits = run.gradient(x[going], rows[going], loss)
         run.record(logits, rows[going])
         won = run.keep(x[going], rows[going], logits)
         going, slope = going[~won], slope[~won]
         if not len(going):
             break
+        way[going] = slope = decay * way[going] + _unit(slope, 1)
         x[going] = run.inside(x[going] + per_sample(first[going], slope) * steepest(slope, norm, x[going]), rows[going])
-        first = 1.15 * first
+        first = 1.15 * first if k < 18 else first
     return x
 
 
@@ -414,7 +417,7 @@ def _nearest(run: Run, norm: Norm, steps: int, starts: int) -> None:
     rows, classes = run.todo, run.labels.clone()
     rivals = _rivals(run, rows, min(6, steps // 8))
     side = math.sqrt(run.images[0].numel()) if norm == 2 else 1.0
-    first, reach, rate = run.images.new_full((len(rows), 1), 0.002 * side), steps // 3, 1.0
+    first, reach, rate = run.images.new_full((len(rows), 1), 0.002 * side), steps // 2, 1.0
     if rivals.shape[1] > 1:
         _, far, _ = _nearest_rival(run, run.images[rows], rows, rivals, norm)
         steps -= rivals.shape[1] + 1
