@@ -22,7 +22,7 @@ SMALL = {  # few steps: these tests are about promises, not about strength
     "apgd": {"eps": 0.25, "steps": 10},
     "apgd_targeted": {"eps": 0.25, "steps": 8},
     "square": {"eps": 0.3, "steps": 150},
-    "ensemble": {"eps": 0.25},
+    "ensemble": {"eps": 0.25, "attacks": attack.standard_attacks(queries=100)},
     "deepfool": {},
     "ddn": {"steps": 25},
     "fmn": {"steps": 25},
