@@ -558,7 +558,7 @@ def _add_explain(commands: Any) -> None:
         type=_baseline,
         metavar="NAME",
         help=f"what stands in for absent clusters: mixed, {', '.join(sorted(BASELINES))}, or a grey level from 0 to 1 "
-        f"({defaults['baseline']})",
+        "(mixed with gradients)",
     )
     parser.add_argument("--temperature", type=float, metavar="β", help="smaller trusts the evidence more (1)")
     parser.add_argument("--modes", action="store_true", help="also look for several distinct explanations: modes.png")

@@ -24,11 +24,12 @@ from cvi_nb.inference import (
     exact_posterior,
     grid_partition,
     make_baselines,
+    mean_shift_partition,
     paint,
 )
 from cvi_nb.inference.noise import infer_noise
 from cvi_nb.inference.perturbation import _partitions
-from cvi_nb.inference.presence import _coarse_masks, _gates, _refined
+from cvi_nb.inference.presence import _coarse_masks, _gates, _refined, _schedule
 from cvi_nb.models import Classifier, Evaluations, load_classifier, mnist_cnn
 
 # One pixel per cluster, image 1, baseline 0: the masked image is z itself, and a polynomial in z is any game we like.
@@ -776,7 +777,6 @@ def test_a_model_without_gradients_is_sent_to_the_forward_estimator():
         ({"partition": 3}, 0, "partition"),
         ({"partition": None}, 0, "partition"),
         ({"partition": quarters().expand(3, -1, -1)}, 0, "partition"),
-        ({"baseline": None}, 0, "baseline"),
         ({"evidence": ["margin"]}, 0, "evidence"),
         ({"evidence": lambda z, y: z}, 0, "evidence"),
         ({"evidence": lambda z, y: z.mean()}, 0, "evidence"),
@@ -889,6 +889,32 @@ def test_error_of_the_gradient_estimator_falls_as_one_over_root_n_or_faster():
         assert all(float(coarse / fine) > 1.5 for coarse, fine in itertools.pairwise(rms)), (kind, rms)
 
 
+def test_a_third_of_the_coarse_draws_each_and_other_baselines_for_one_kind():
+    plan = _schedule(24, 2, 0.5, 3)
+    assert sum(n for n, which, _ in plan if which >= 0) == 12
+    coarse = [(which, turn) for _, which, turn in plan if which < 0]
+    assert coarse == [(-1, 0), (-2, 0), (-3, 1), (-1, 0), (-2, 0), (-3, 2)]
+    assert {turn for _, _, turn in _schedule(60, 3, 1.0, 1)} == {0}
+    x, spy = photo(1), []
+    net = network()
+    CVI(lambda z: spy.append(z.detach()) or net(z), partition="grid", budget=64, evidence="logit").infer(x, 1)
+    shown = torch.cat(spy)[:60]
+    flat = (shown == 0.5).flatten(1).double().mean(1) > 0.05  # plain grey somewhere: hard gates over grey
+    third = torch.arange(60) // 2 % 3 == 2
+    assert not bool(flat[~third].any()) and int(flat.sum()) >= 15
+
+
+def test_large_images_are_clustered_at_reduced_size():
+    x = nn.functional.interpolate(photo(1), (225, 337), mode="bilinear")
+    labels = mean_shift_partition(x)
+    assert labels.shape == (3, 1, 225, 337)
+    even = labels[..., :224, :336].unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))
+    assert torch.equal(even, even[..., :1, :, :1].expand_as(even))  # two by two pixels alike
+    small = nn.functional.interpolate(photo(1), (200, 150), mode="bilinear")
+    fine = mean_shift_partition(small)
+    assert bool((fine[..., 1::2] != fine[..., ::2]).any())
+
+
 def test_learning_rate_schedule():
     common = {"steps": 3, "budget": 60, "weighting": "uniform"}
     given = toy(quadratic, learning_rate=lambda t: 1 / t, **common).infer(WHOLE, 0)
@@ -896,7 +922,7 @@ def test_learning_rate_schedule():
 
 
 def test_tolerance_stops_and_says_what_was_spent():
-    common = {"partition": "grid", "budget": 400, "batch_size": 8, "focus": 0.0}
+    common = {"partition": "grid", "budget": 400, "batch_size": 8}
     model, x = Classifier(network()), photo(2)
     posterior = CVI(model, tolerance=0.1, **common).infer(x, 1)
     assert (posterior.agreement >= 0.9).all() and posterior.bound.isfinite().all()

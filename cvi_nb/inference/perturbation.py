@@ -27,18 +27,24 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
     """Mean-shift clusters of `images` (B, C, H, W), one partition per range bandwidth: (P, B, H, W) int64.
 
     The spatial bandwidth (8 pixels) and the smallest cluster (30 pixels) are those of a 224-pixel image and scale with
-    the shorter side. Images with other than 1 or 3 channels are clustered by their channels as they are.
+    the shorter side. From 224 pixels on, images are clustered at a half, third, … of their size, with at least 112
+    pixels along the shorter side, in a tenth of the time; with edges of that grain. Images with other than
+    1 or 3 channels are clustered by their channels as they are.
     """
-    side = min(images.shape[-2:]) / 224
+    height, width = images.shape[-2:]
+    grain = max(1, min(height, width) // 112)
+    small = F.avg_pool2d(images, grain, ceil_mode=True) if grain > 1 else images
+    side = min(height, width) / grain / 224
     grey_or_colour = images.shape[1] in (1, 3)
     labels, _ = segment(
-        images,
+        small,
         spatial_bandwidth=max(2.0, 8 * side),
         range_bandwidth=tuple(range_bandwidth),
         min_size=max(4, round(30 * side**2)),
         colour="luv" if grey_or_colour else None,
-        features=None if grey_or_colour else 100 * images,
+        features=None if grey_or_colour else 100 * small,
     )
+    labels = labels.repeat_interleave(grain, 2)[:, :, :height].repeat_interleave(grain, 3)[..., :width]
     return labels
 
 

@@ -35,6 +35,7 @@ from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evide
 __all__ = ['bernoulli_kl', 'Posterior', 'CVI', 'ExactPosterior', 'exact_posterior']
 
 # %% ../../nbs/03_inference/02_presence.ipynb #8b5eb618
+_COARSE = ((1.0, 7, False), (0.0, 7, False), (0.0, 10, True))  # relaxation, cells, whether not with the first baseline
 _REDUCTIONS = ("antithetic", "independent", "stratified", "sobol")
 
 
@@ -100,13 +101,6 @@ def _coarse_masks(
         for n, step in ((height, 0.7548776662466927), (width, 0.5698402909980532))
     )
     return shifted_masks(nodes, tops, lefts, (height, width))
-
-
-def _path_masks(order: Tensor, draws: int, edge: float = 0.15) -> Tensor:
-    """Masks (N, H, W) that show ever more of the pixels ranked highest by `order` (H, W), with soft edges."""
-    ranks = order.flatten().argsort(stable=True).argsort().view(order.shape).to(order) / order.numel()
-    shown = (torch.arange(draws, device=order.device, dtype=order.dtype) + 0.5) / draws
-    return ((ranks - (1 - shown[:, None, None])) / edge).sigmoid()
 
 # %% ../../nbs/03_inference/02_presence.ipynb #e2abf5ad
 def bernoulli_kl(log_odds: Tensor, prior_log_odds: float | Tensor) -> Tensor:
@@ -243,15 +237,11 @@ class _Settings:
     temperature: float
     feather: float
     coarse: float
-    focus: float
     smoothing: tuple[float, ...]  # pixels; 0 for the clusters themselves
-    relaxation: float
+    relaxation: float | None  # None: 1 for fine draws, and as in `_COARSE` for coarse ones
     estimator: str
     weighting: str
     reduction: str
-    cells: int = 7
-
-    temper: float = 2.0
 
     @property
     def balanced(self) -> bool:
@@ -297,7 +287,7 @@ _SMOOTHING = (0.0, 2.0, 24.0)  # pixels of a 224-pixel image; 0 for the clusters
 
 
 def _schedule(draws: int, partitions: int, coarse: float, baselines: int) -> list[tuple[int, int, int]]:
-    """Groups of draws that share (how many, which partition gates them, which baseline); partition −1 is a coarse mask.
+    """Groups of draws that share (how many, which partition, which baseline); partition −1 − k stands for `_COARSE[k]`.
 
     Pairs, for the antithetic variates. Any prefix has nearly the share `coarse` of coarse draws.
     """
@@ -307,7 +297,11 @@ def _schedule(draws: int, partitions: int, coarse: float, baselines: int) -> lis
         is_coarse = math.floor((pair + 1) * coarse) > math.floor(pair * coarse)
         turn = turns[is_coarse]
         turns[is_coarse] += 1
-        plan.append((min(2, draws - 2 * pair), -1 if is_coarse else turn % partitions, turn % baselines))
+        which, baseline = turn % partitions, turn % baselines
+        if is_coarse:
+            cycle, kind = divmod(turn, len(_COARSE))
+            which, baseline = -1 - kind, 1 + cycle % (baselines - 1) if _COARSE[kind][2] and baselines > 1 else 0
+        plan.append((min(2, draws - 2 * pair), which, baseline))
     return plan
 
 
@@ -382,7 +376,8 @@ class CVI:
     family : "presence", or "noise": `infer` then is `infer_noise`, and `temperature`, `evidence`, `steps` and
         `learning_rate` left at None have its defaults; `prior` is its standard deviation
     partition : a name of `PARTITIONS`, a callable `images -> labels`, int64 labels (B, H, W), or several, averaged
-    baseline : what stands in for absent clusters, see `make_baselines`
+    baseline : what stands in for absent clusters, see `make_baselines`; None for "mixed" with named partitions and
+        gradients, else "blur"
     budget : evaluations per image, each forward and, with gradients, backward; the shares of the bound and the target
         (forward only) included
     temperature : β, None for 1; smaller trusts the evidence more
@@ -399,10 +394,9 @@ class CVI:
     tolerance : stop an image when the map of a step agrees with that of the step before, Spearman ≥ 1 − `tolerance`.
         With `steps=None` the single step is taken in rounds of 16 draws
     variance_reduction : "antithetic", "stratified" or "sobol" (both in antithetic pairs), or "independent" draws
-    relaxation : κ in [0, 1]; 0 for hard gates
+    relaxation : κ in [0, 1]; 0 for hard gates; None for 1, but 0 for two thirds of the coarse draws, see above
     coarse : share of coarse draws in [0, 1] among the draws from the prior; None for 1 with named partitions and 0 for
         your own labels or callables
-    focus : share of draws in [0, 1] along the map's own path of insertion, see above; needs gradients
     smoothing : widths in pixels of the scales that are averaged in the map, 0 for the clusters themselves; None for
         0, 2 and 24 in a 224-pixel image with named partitions and gradients, else the clusters
     feather : soft edge of the clusters in pixels; None for 6 in a 224-pixel image with named partitions, 0 for your own
@@ -418,7 +412,7 @@ class CVI:
         model: Callable[[Tensor], Tensor],
         family: str = "presence",
         partition: str | Partitioner | Tensor | Sequence[Any] = "mean_shift",
-        baseline: Baseline | Sequence[Baseline] = "blur",
+        baseline: Baseline | Sequence[Baseline] | None = None,
         budget: int = 64,
         temperature: float | None = None,
         prior: float | str = 0.5,
@@ -432,9 +426,8 @@ class CVI:
         learning_rate: float | Callable[[int], float] | None = None,
         tolerance: float | None = None,
         variance_reduction: str = "antithetic",
-        relaxation: float = 1.0,
+        relaxation: float | None = None,
         coarse: float | None = None,
-        focus: float = 0.0,
         smoothing: Sequence[float] | None = None,
         feather: float | None = None,
         progress: bool = False,
@@ -462,7 +455,7 @@ class CVI:
             if not isinstance(real, int | float) or not low < real < high:
                 raise ValueError(f"`{name}` must be in ({low}, {high}), got {real!r}.")
         rate = 0.5 if callable(learning_rate) else learning_rate
-        for name, share in (("relaxation", relaxation), ("coarse", coarse), ("focus", focus), ("learning_rate", rate)):
+        for name, share in (("relaxation", relaxation), ("coarse", coarse), ("learning_rate", rate)):
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"`{name}` must be in [0, 1], got {share!r}.")
         if not isinstance(seed, int):
@@ -473,8 +466,6 @@ class CVI:
                 raise ValueError(f"`{name}` must be a finite number of pixels, at least 0, got {pixels!r}.")
         if smoothing is not None and (not smoothing or (estimator == "forward" and any(smoothing))):
             raise ValueError(f"`smoothing` must name a width, and be (0,) without gradients, got {smoothing!r}.")
-        if focus and estimator == "forward":
-            raise ValueError(f"`focus` must be 0 without gradients, got {focus!r}.")
         self.model: Classifier = as_classifier(model)
         self.family, self.partition, self.baseline, self.budget = family, partition, baseline, budget
         self.temperature, self.prior, self.batch_size, self.seed = temperature, prior, batch_size, seed
@@ -483,7 +474,7 @@ class CVI:
         self._named_evidence = evidence
         self.estimator, self.weighting, self.variance_reduction = estimator, weighting, variance_reduction
         self.steps, self.learning_rate, self.tolerance = steps, learning_rate, tolerance
-        self.relaxation, self.coarse, self.focus, self.smoothing = relaxation, coarse, focus, smoothing
+        self.relaxation, self.coarse, self.smoothing = relaxation, coarse, smoothing
         self.feather, self.progress = feather, progress
 
     def infer(self, images: Tensor, target: Tensor | int | Sequence[int] | None = None) -> Any:
@@ -513,7 +504,8 @@ class CVI:
         known = (self.model.evaluations - spent).forward // len(images)
         partitions = _partitions(self.partition, images)
         settings = self._settings(images)
-        baselines = make_baselines(self.baseline, images)
+        mixed = self._named and self.estimator == "gradient"
+        baselines = make_baselines(self.baseline if self.baseline is not None else "mixed" if mixed else "blur", images)
         options = {k: getattr(self, k) for k in ("batch_size", "seed")} | {
             "temperature": settings.temperature,
             "prior": settings.prior,
@@ -586,12 +578,14 @@ class CVI:
             raise ValueError(f"`target` must not be negative, got {int(target.min())}.")
         return target
 
+    @property
+    def _named(self) -> bool:
+        """Whether all partitions are names, not somebody's own clusters."""
+        some = [self.partition] if isinstance(self.partition, str) or callable(self.partition) else self.partition
+        return not isinstance(some, Tensor) and all(isinstance(p, str) for p in some)
+
     def _settings(self, images: Tensor) -> _Settings:
-        named = isinstance(self.partition, str) or (
-            not callable(self.partition)
-            and not isinstance(self.partition, Tensor)
-            and all(isinstance(p, str) for p in self.partition)
-        )
+        named = self._named
         side, gradient = min(images.shape[-2:]) / 224, self.estimator == "gradient"
         scales = tuple(width * side for width in _SMOOTHING) if named and gradient else (0.0,)
         return _Settings(
@@ -600,7 +594,6 @@ class CVI:
             temperature=1.0 if self.temperature is None else self.temperature,
             feather=self.feather if self.feather is not None else 6 * side * named,
             coarse=self.coarse if self.coarse is not None else 1.0 * named,
-            focus=self.focus,
             smoothing=scales if self.smoothing is None else tuple(self.smoothing),
             relaxation=self.relaxation if gradient else 0.0,
             estimator=self.estimator,
@@ -647,19 +640,12 @@ class CVI:
     def _step(
         self, game: _Game, state: _State, origin: list[Tensor], draws: int, rate: float, generator: torch.Generator
     ) -> _State:
-        """One natural-gradient step at rate ρ from draws around `origin`, and from draws along the map's own path."""
+        """One natural-gradient step at rate ρ from draws around `origin`."""
         settings, beta = game.settings, game.settings.temperature
-        focused = max(0, min(2 * round(settings.focus * draws / 2), draws - 2))
-        heard = self._draws(game, origin, draws - focused, generator)
+        heard = self._draws(game, origin, draws, generator)
         kl = torch.stack([bernoulli_kl(one, settings.prior_log_odds).sum() for one in origin]).mean()
         trace = [*state.trace, torch.cat(heard.evidence).mean() - beta * kl]
-        new = self._updated(game, state, heard, rate, trace)
-        if focused:
-            masks = _path_masks(blurred(new.map[None], settings.feather)[0], focused)
-            turns = torch.arange(focused) % len(game.baselines)
-            self._listen(game, heard, masks, turns, [2] * focused, origin)
-            new = self._updated(game, state, heard, rate, trace)
-        return new
+        return self._updated(game, state, heard, rate, trace)
 
     def _updated(self, game: _Game, state: _State, heard: _Heard, rate: float, trace: list[Tensor]) -> _State:
         settings, beta = game.settings, game.settings.temperature
@@ -678,9 +664,10 @@ class CVI:
         """What `draws` masks around the marginals `log_odds` tell."""
         settings, partitions = game.settings, game.partitions
         plan = _schedule(draws, len(partitions), settings.coarse, len(game.baselines))
-        numbers = [sum(count for count, k, _ in plan if k == which) for which in range(-1, len(partitions))]
+        sources = range(-len(_COARSE), len(partitions))
+        numbers = [sum(count for count, k, _ in plan if k == which) for which in sources]
         masks, chances = [], []
-        for which, count in zip(range(-1, len(partitions)), numbers, strict=True):
+        for which, count in zip(sources, numbers, strict=True):
             if not count:
                 masks.append(game.image.new_empty(0, *game.image.shape[1:]))
                 chances.append(masks[-1])
@@ -689,20 +676,22 @@ class CVI:
             if which < 0:
                 local = torch.stack([o[part] for o, part in zip(log_odds, partitions, strict=True)]).sigmoid().mean(0)
                 local = (local.logit() + density[:, None]).sigmoid() if settings.averaged else local
-                masks.append(
-                    _coarse_masks(local, count, settings.cells, generator, settings.relaxation, settings.reduction)
-                )
+                own, cells, _ = _COARSE[-1 - which]
+                relaxation = own if settings.relaxation is None else settings.relaxation
+                masks.append(_coarse_masks(local, count, cells, generator, relaxation, settings.reduction))
                 chances.append(local.expand(count, -1, -1))
             else:
                 chance = (log_odds[which] + density).sigmoid()
-                gates = _fine_gates(chance, count, settings.relaxation, generator, settings.reduction)
+                relaxation = 1.0 if settings.relaxation is None else settings.relaxation
+                gates = _fine_gates(chance, count, relaxation, generator, settings.reduction)
                 masks.append(paint(gates, partitions[which]))
                 chances.append(paint(chance.expand(count, -1), partitions[which]))
         used, order = [0] * len(numbers), []
         for count, k, _ in plan:  # back into the schedule's order, pair by pair
-            order += [sum(numbers[: k + 1]) + used[k + 1] + j for j in range(count)]
-            used[k + 1] += count
-        kinds = [int(k < 0) for count, k, _ in plan for _ in range(count)]
+            source = k + len(_COARSE)
+            order += [sum(numbers[:source]) + used[source] + j for j in range(count)]
+            used[source] += count
+        kinds = [max(0, -k) for count, k, _ in plan for _ in range(count)]
         turns = torch.tensor([turn for count, _, turn in plan for _ in range(count)])
         heard = _Heard()
         self._listen(game, heard, torch.cat(masks)[order], turns, kinds, log_odds, torch.cat(chances)[order])
@@ -726,7 +715,7 @@ class CVI:
             value, pixels = self._evaluate(game.image, game.target, mask, baseline, settings.estimator == "gradient")
             heard.evidence.append(value)
             heard.kinds.append(kind[rows])
-            score = value / (settings.temper * beta) if settings.balanced else torch.zeros_like(value)
+            score = value / beta if settings.balanced else torch.zeros_like(value)
             if pixels is None:
                 heard.terms.append(game.means(mask))
                 continue
@@ -805,7 +794,7 @@ class _Game:
 
 
 class _Heard:
-    """What draws have told: evidence and derivatives; kinds are 0 fine, 1 coarse, 2 on the path."""
+    """What draws have told: evidence and derivatives; kinds are 0 for fine draws, 1 + k for those of `_COARSE[k]`."""
 
     def __init__(self) -> None:
         self.evidence: list[Tensor] = []
@@ -825,7 +814,7 @@ class _Heard:
         shares = _shares([blurred(m[None], smooth)[0] for m in maps])
         weights = torch.zeros_like(values)
         for share, k in zip(shares, names, strict=True):
-            weights[kinds == k] = share * (values[kinds == k] / (settings.temper * settings.temperature)).softmax(0)
+            weights[kinds == k] = share * (values[kinds == k] / settings.temperature).softmax(0)
         return weights, torch.einsum("k,khw->hw", shares, torch.stack(maps))
 
 
