@@ -316,6 +316,26 @@ def test_a_run_is_all_or_nothing(project: Path) -> None:
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_a_kernel_that_never_began_starts_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import papermill
+
+    calls = []
+
+    def execute(notebook: Path, executed: Path, *args: object, **options: object) -> None:
+        calls.append(notebook)
+        raise RuntimeError("Kernel died" if len(calls) == 3 else "Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    notebook = project / "nbs/paper/ink.ipynb"
+    with pytest.raises(NotebookError, match=r"killed, or out of memory"):  # one that dies at work does not
+        run_notebook(notebook, project / "build", {"images": 10}, progress=False)
+    assert len(calls) == 3
+    calls += [notebook]
+    with pytest.raises(NotebookError, match="before replying"):
+        run_notebook(notebook, project / "build", {"images": 10}, progress=False)
+    assert len(calls) == 8
+
+
 @pytest.mark.slow
 def test_a_killed_run_leaves_nothing(project: Path) -> None:
     """kill -9 after the files are written, before the last cell ends: none is in place, and the next run is fine."""
