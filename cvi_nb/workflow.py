@@ -673,32 +673,39 @@ _NEVER_BEGAN = "Kernel died before replying to kernel_info"
 _STARTS = 4
 
 
+def _begin(*arguments: Any, **options: Any) -> None:
+    """`papermill.execute_notebook`, again for a kernel that died before it began."""
+    import papermill
+
+    for left in reversed(range(_STARTS)):
+        try:
+            papermill.execute_notebook(*arguments, **options)
+            return
+        except RuntimeError as error:
+            if _NEVER_BEGAN not in str(error) or not left:
+                raise
+
+
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed: Path, progress: bool) -> None:
     """papermill, with the error it met in a few lines and the partial notebook kept at `failed`."""
     try:
-        import papermill
         from papermill.log import logger
     except ImportError as error:
         raise ImportError('running notebooks needs papermill: pip install "cvi_nb[paper]"') from error
     logger.setLevel("ERROR")
     bar = {"desc": executed.stem, "mininterval": 5.0, "disable": not progress}
-    arguments = (notebook, executed, parameters)
-    options = {
-        "kernel_name": "python3",
-        "language": "python",
-        "cwd": str(project_root(notebook.parent)),
-        "progress_bar": bar,
-        "start_timeout": 300,
-        "extra_arguments": ["--log-level=CRITICAL"],
-    }
     try:
-        for left in range(_STARTS - 1, -1, -1):
-            try:
-                papermill.execute_notebook(*arguments, **options)
-                break
-            except RuntimeError as error:
-                if _NEVER_BEGAN not in str(error) or not left:
-                    raise
+        _begin(
+            notebook,
+            executed,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            cwd=str(project_root(notebook.parent)),
+            progress_bar=bar,
+            start_timeout=300,
+            extra_arguments=["--log-level=CRITICAL"],
+        )
     except Exception as error:  # whatever goes wrong in a kernel: the caller gets one kind of error
         if executed.exists():
             failed.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,8 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
 
     The spatial bandwidth (8 pixels) and the smallest cluster (30 pixels) are those of a 224-pixel image and scale with
     the shorter side. From 224 pixels on, images are clustered at a half, third, … of their size, with at least 112
-    pixels along the shorter side, in a tenth of the time; with edges of that grain. Images with other than
-    1 or 3 channels are clustered by their channels as they are.
+    pixels along the shorter side: a tenth of the time, and borders of that grain. Images with other than 1 or 3
+    channels are clustered by their channels as they are.
     """
     height, width = images.shape[-2:]
     grain = max(1, min(height, width) // 112)
@@ -44,8 +44,7 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
         colour="luv" if grey_or_colour else None,
         features=None if grey_or_colour else 100 * small,
     )
-    labels = labels.repeat_interleave(grain, 2)[:, :, :height].repeat_interleave(grain, 3)[..., :width]
-    return labels
+    return labels.repeat_interleave(grain, 2)[:, :, :height].repeat_interleave(grain, 3)[..., :width]
 
 
 def grid_partition(images: Tensor, cells: int = 14) -> Tensor:
