@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 # %% auto #0
-__all__ = ['COLUMN', 'PAGE', 'COLOURS', 'STYLE', 'style', 'show_images', 'heat_limit', 'overlay', 'outlines', 'heat_grid',
-           'curves', 'bars_with_intervals', 'save_figure']
+__all__ = ['COLUMN', 'PAGE', 'COLOURS', 'STYLE', 'style', 'as_pictures', 'show_images', 'heat_limit', 'blend', 'luminance',
+           'overlay', 'outlines', 'heat_grid', 'curves', 'bars_with_intervals', 'save_figure']
 
 # %% ../nbs/08_plot.ipynb #d7ba3fb3
 COLUMN, PAGE = 3.3, 6.9  # widths in inches: one column, both columns
@@ -91,8 +91,8 @@ def _array(values: Any, name: str, shape: str, ndim: int | tuple[int, ...]) -> n
     return array
 
 
-def _pictures(images: Any, name: str = "images") -> np.ndarray:
-    """Images (N, C, H, W) in [0, 1] as (N, H, W, 3)."""
+def as_pictures(images: Any, name: str = "images") -> np.ndarray:
+    """Images (N, 1 or 3, H, W) in [0, 1] as an array (N, H, W, 3); `name` is what a `ValueError` calls them."""
     array = _array(images, name, "(N, 1 or 3, H, W)", 4)
     if array.shape[1] not in (1, 3):
         raise ValueError(f"`{name}` must have shape (N, 1 or 3, H, W), got {array.shape}")
@@ -146,7 +146,7 @@ def show_images(images: Any, titles: Sequence[str] | None = None, columns: int =
     TypeError, ValueError
         Images of another shape or range, or not one title per image.
     """
-    pictures = _pictures(images)
+    pictures = as_pictures(images)
     n, h, w, _ = pictures.shape
     if titles is not None and len(titles) != n:
         raise ValueError(f"`titles` must have one entry per image ({n}), got {len(titles)}")
@@ -194,16 +194,17 @@ def heat_limit(*maps: Any) -> float:
     return float(f"{leading * 10.0**power:.2g}")
 
 
-def _blend(heat: np.ndarray, limit: float, grey: Any = 0.9) -> np.ndarray:
-    """Colours (…, 3) of the values `heat` (…) on a scale to ±limit, over luminance `grey` (…)."""
+def blend(heat: np.ndarray, limit: float, grey: Any = 0.9) -> np.ndarray:
+    """Colours (…, 3) in [0, 1] of the values `heat` (…) on a scale to ±`limit`, over luminance `grey` (…)."""
     scaled = np.clip(heat / limit, -1, 1)
-    colour = plt.get_cmap("RdBu_r")((scaled * 0.92 + 1) / 2)[..., :3]  # its last, near-black colours hide the sign
-    strength = np.abs(scaled)[..., None] ** 0.5
+    size = np.abs(scaled)
+    hue = np.sign(scaled) * (0.5 + 0.42 * size)  # neither the pale colours around 0 nor the near-black last ones
+    colour, strength = plt.get_cmap("RdBu_r")((hue + 1) / 2)[..., :3], (size * (2 - size))[..., None]
     return (1 - strength) * np.broadcast_to(grey, heat.shape)[..., None] + strength * colour
 
 
-def _luminance(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) to a pale grey (H, W) on which colours show."""
+def luminance(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) in [0, 1] as a pale grey (H, W) on which colours show."""
     return 0.45 + 0.53 * picture @ np.array([0.299, 0.587, 0.114])
 
 
@@ -215,7 +216,7 @@ def _colour_bar(
     levels = np.linspace(low, limit, 256)
     cax.set_axis_on()
     cax.grid(False)
-    cax.imshow(_blend(levels, limit)[:, None], extent=(0, 1, low, limit), aspect="auto", origin="lower")
+    cax.imshow(blend(levels, limit)[:, None], extent=(0, 1, low, limit), aspect="auto", origin="lower")
     cax.set(ylim=(low, limit), xticks=[])
     cax.yaxis.tick_right()
     cax.yaxis.set_label_position("right")
@@ -230,7 +231,7 @@ def _colour_bar(
         spine.set(visible=True, linewidth=0.5)
     for beyond, end, marker in ((exceeded[1], 1.0, "^"), (exceeded[0], 0.0, "v")):
         if beyond:
-            edge = _blend(np.array([limit if end else low]), limit)[0]
+            edge = blend(np.array([limit if end else low]), limit)[0]
             shift = ScaledTranslation(0, (end - 0.5) / 14, cax.figure.dpi_scale_trans)
             cax.plot(0.5, end, marker=marker, ms=4.5, color=edge, mec="#404040", mew=0.4, zorder=5, clip_on=False,
                      transform=cax.transAxes + shift)
@@ -284,7 +285,7 @@ def overlay(
     TypeError, ValueError
         Wrong shapes or ranges; a map that is not finite.
     """
-    picture = _pictures(_array(image, "image", "(1 or 3, H, W)", 3)[None], "image")[0]
+    picture = as_pictures(_array(image, "image", "(1 or 3, H, W)", 3)[None], "image")[0]
     values = _array(heat, "heat", "(H, W)", 2)
     if values.shape != picture.shape[:2]:
         raise ValueError(f"`heat` must have the image's shape {picture.shape[:2]}, got {values.shape}")
@@ -294,7 +295,7 @@ def overlay(
     with style() if ax is None else nullcontext():
         if ax is None:
             _, ax = plt.subplots(figsize=(2.4, 2.4 * values.shape[0] / values.shape[1] * 0.82))
-        ax.imshow(_blend(values, limit, _luminance(picture)))
+        ax.imshow(blend(values, limit, luminance(picture)))
         ax.set_axis_off()
         if title:
             ax.set_title(title)
@@ -390,7 +391,7 @@ def heat_grid(
     TypeError, ValueError
         Wrong shapes or ranges, maps that are not finite, contradictory options.
     """
-    pictures = _pictures(images)
+    pictures = as_pictures(images)
     n, h, w, _ = pictures.shape
     stack = _stacked_maps(maps, (n, h, w))  # (methods, N, H, W)
     _check_limit(limit)
@@ -439,9 +440,9 @@ def _grid_row(
 ) -> None:
     """Draw a photo (H, W, 3) and its maps (methods, H, W)."""
     axes[0].imshow(picture)
-    ground = _luminance(picture) if over_image else 0.97
+    ground = luminance(picture) if over_image else 0.97
     for ax, values, limit in zip(axes[1:], maps, limits, strict=True):
-        ax.imshow(_blend(values, limit, ground))
+        ax.imshow(blend(values, limit, ground))
         if write_limits:
             exponent = _exponent(limit)
             power = rf" $\cdot\,10^{{{exponent}}}$" if exponent else ""

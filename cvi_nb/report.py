@@ -34,7 +34,7 @@ from .attack import ZeroGradientWarning, pgd
 from .data import ImageSet, atomic_path, check_images, check_labels
 from .inference import CVI, infer_modes, stroke_partition
 from .models import Classifier, as_classifier
-from .plot import COLOURS, _blend, _luminance, _pictures, curves, heat_limit, style
+from .plot import COLOURS, as_pictures, blend, curves, heat_limit, luminance, style
 from .robustness import Check, RobustnessResult, Threat, accuracy_curve, evaluate_robustness, transfer_matrix
 
 # %% auto #0
@@ -325,7 +325,7 @@ def _svg_uri(figure: Figure) -> str:
 
 def _enlarged(image: Tensor) -> tuple[np.ndarray, int]:
     """An image (C, H, W) as (sH, sW, 3), with the whole factor s ≥ 1 that brings it to about 168 pixels."""
-    picture = _pictures(image[None].cpu())[0]
+    picture = as_pictures(image[None].cpu())[0]
     factor = max(1, 168 // max(picture.shape[:2]))
     return picture.repeat(factor, 0).repeat(factor, 1), factor
 
@@ -343,7 +343,7 @@ def _heat_uri(image: Tensor, heat: Tensor, limit: float, region: Tensor | None =
     """A map (H, W) on the scale to ±`limit` over the grey image (C, H, W), `region` (H, W) bool outlined."""
     picture, factor = _enlarged(image)
     values = heat.cpu().double().numpy().repeat(factor, 0).repeat(factor, 1)
-    rgb = _blend(values, limit, _luminance(picture))
+    rgb = blend(values, limit, luminance(picture))
     if region is not None:
         edge = _edges(region.cpu().numpy().repeat(factor, 0).repeat(factor, 1), 2)
         rgb = np.where(edge[..., None], 0.1, rgb)
@@ -352,12 +352,12 @@ def _heat_uri(image: Tensor, heat: Tensor, limit: float, region: Tensor | None =
 
 def _image_uri(image: Tensor) -> str:
     """An image (C, H, W) in [0, 1] at its own size."""
-    return _rgb_uri(_pictures(image[None].cpu())[0])
+    return _rgb_uri(as_pictures(image[None].cpu())[0])
 
 
 def _scale(label: str) -> Picture:
     """The colours of maps from −ℓ to ℓ, as a strip."""
-    strip = _blend(np.linspace(-1.0, 1.0, 128)[None].repeat(8, 0), 1.0)
+    strip = blend(np.linspace(-1.0, 1.0, 128)[None].repeat(8, 0), 1.0)
     ends = "−ℓ (blue), 0 (grey), ℓ (red)"
     return Picture(_rgb_uri(strip), f"Colour scale. {label}: {ends}.", f"{label}: {ends}", "scale")
 

@@ -99,14 +99,14 @@ def test_limit_resists_outliers_and_zeros():
 @given(st.floats(-3, 3), st.floats(0, 1))
 @settings(deadline=None)
 def test_colours_show_sign_and_size(value, grey):
-    red, _, blue = plot._blend(np.array([value]), 1.0, grey)[0]
+    red, _, blue = plot.blend(np.array([value]), 1.0, grey)[0]
     if value == 0:
         assert red == blue == pytest.approx(grey)
     elif abs(value) > 0.05:
         assert (red > blue) == (value > 0)
-    mirrored = plot._blend(np.array([[value, 2 * value]]), 1.0, grey)
+    mirrored = plot.blend(np.array([[value, 2 * value]]), 1.0, grey)
     assert mirrored.shape == (1, 2, 3) and mirrored.min() >= 0 and mirrored.max() <= 1
-    beyond = plot._blend(np.array([np.sign(value) * 1.0, np.sign(value) * 7]), 1.0, grey)
+    beyond = plot.blend(np.array([np.sign(value) * 1.0, np.sign(value) * 7]), 1.0, grey)
     assert np.array_equal(beyond[0], beyond[1])
 
 
@@ -148,8 +148,8 @@ def test_grid_shares_one_scale():
     figure = heat_grid(IMAGES, maps, unit="nats per pixel", row_labels=["one", "two"])
     assert len(figure.axes) == 2 * 3 + 1
     limit = heat_limit(MAPS, MAPS * 3)
-    ground = plot._luminance(plot._pictures(IMAGES)[1])
-    assert np.allclose(figure.axes[4].images[0].get_array(), plot._blend(MAPS[1].numpy(), limit, ground))
+    ground = plot.luminance(plot.as_pictures(IMAGES)[1])
+    assert np.allclose(figure.axes[4].images[0].get_array(), plot.blend(MAPS[1].numpy(), limit, ground))
     assert figure.axes[-1].get_ylim() == (-limit, limit)
     assert {"photo", "a", "b", "one", "two", "nats per pixel"} <= set(texts(figure))
 
