@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvi_nb.attack import ddn, pgd
-from cvi_nb.faithfulness import attack_confined, compare, critical_support, patch_map
+from cvi_nb.faithfulness import ConfinedResult, attack_confined, compare, critical_support, patch_map
 from cvi_nb.models import Classifier
 
 
@@ -124,6 +124,9 @@ def test_tables_and_pictures(tmp_path):
     values = {m: result.frame.query("method == @m and area == 0.6")["l2"].to_numpy() for m in result.methods}
     pd.testing.assert_frame_equal(table, compare(values, "w", list("aabbcd"), n=200))
     assert len(result.plot()) == 2 and "random pixels" in result._repr_html_() and "6 images" in repr(result)
+    backwards = ConfinedResult(result.frame.sort_values("area", ascending=False, kind="stable"), result.settings)
+    for ax in backwards.plot():
+        assert all(list(line.get_xdata()) == [20, 60] for line in ax.lines)
     bare = attack_confined(linear(weights), images, {}, areas=(0.2,), eps=0.03, steps=2, norm_steps=None,
                            progress=False)
     assert "l2" not in bare.frame and len(bare.plot()) == 1 and "success" in bare.summary(n=50)

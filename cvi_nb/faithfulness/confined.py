@@ -161,7 +161,7 @@ class ConfinedResult:
 
         from cvi_nb.plot import PAGE, style
 
-        table = self.summary(n=2000, level=level)
+        table = self.summary(n=2000, level=level).sort_values("area", kind="stable")
         with style():
             if axes is None:
                 _, axes = plt.subplots(1, len(self._measures), figsize=(PAGE, 2.6), layout="constrained", squeeze=False)
