@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import check_images
 from .perturbation import Partitioner, _partitions, collect, paint
+from .presence import _targets
 from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evidence, margin
 
 # %% auto #0
@@ -349,22 +350,6 @@ def _shares(total: int, steps: int) -> list[int]:
     """`total` evaluations over `steps` as even integers, nearly equal."""
     pairs = total // 2
     return [2 * (pairs // steps + (k < pairs % steps)) for k in range(steps)]
-
-
-def _targets(model: Classifier, images: Tensor, target: Any, batch_size: int) -> Tensor:
-    if target is None:
-        return model.predict(images, batch_size).argmax(1)
-    target = torch.as_tensor(target, device=images.device)
-    target = target.expand(len(images)) if target.ndim == 0 else target
-    classes = target.dtype == torch.int64 and target.ndim == 1
-    if len(target) != len(images) or not (classes or (target.dtype == torch.bool and target.ndim == 2)):
-        raise ValueError(
-            f"`target` must be a class, int64 classes ({len(images)},) or a boolean mask ({len(images)}, K), "
-            f"got {target.dtype} {tuple(target.shape)}."
-        )
-    if classes and bool((target < 0).any()):
-        raise ValueError(f"`target` must not be negative, got {int(target.min())}.")
-    return target
 
 
 def _check(

@@ -500,7 +500,7 @@ class CVI:
 
         images = check_images(images)
         spent = self.model.evaluations
-        aim = self._target(images, target)
+        aim = _targets(self.model, images, target, self.batch_size)
         known = (self.model.evaluations - spent).forward // len(images)
         partitions = _partitions(self.partition, images)
         settings = self._settings(images)
@@ -562,21 +562,6 @@ class CVI:
         posterior = self.infer(images, target)
         maps = posterior.criticality if self.family == "presence" else posterior.sensitivity
         return (maps[:, None] / images.shape[1]).expand_as(images).contiguous()
-
-    def _target(self, images: Tensor, target: Any) -> Tensor:
-        if target is None:
-            return self.model.predict(images, self.batch_size).argmax(1)
-        target = torch.as_tensor(target, device=images.device)
-        target = target.expand(len(images)) if target.ndim == 0 else target
-        classes = target.dtype == torch.int64 and target.ndim == 1
-        if len(target) != len(images) or not (classes or (target.dtype == torch.bool and target.ndim == 2)):
-            raise ValueError(
-                f"`target` must be a class, int64 classes ({len(images)},) or a boolean mask "
-                f"({len(images)}, K), got {target.dtype} {tuple(target.shape)}."
-            )
-        if classes and bool((target < 0).any()):
-            raise ValueError(f"`target` must not be negative, got {int(target.min())}.")
-        return target
 
     @property
     def _named(self) -> bool:
@@ -843,6 +828,23 @@ def _split(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
+def _targets(model: Classifier, images: Tensor, target: Any, batch_size: int) -> Tensor:
+    """`target` as classes (B,) or masks (B, K), the model's own top classes if None; raises `ValueError` for others."""
+    if target is None:
+        return model.predict(images, batch_size).argmax(1)
+    target = torch.as_tensor(target, device=images.device)
+    target = target.expand(len(images)) if target.ndim == 0 else target
+    classes = target.dtype == torch.int64 and target.ndim == 1
+    if len(target) != len(images) or not (classes or (target.dtype == torch.bool and target.ndim == 2)):
+        raise ValueError(
+            f"`target` must be a class, int64 classes ({len(images)},) or a boolean mask ({len(images)}, K), "
+            f"got {target.dtype} {tuple(target.shape)}."
+        )
+    if classes and bool((target < 0).any()):
+        raise ValueError(f"`target` must not be negative, got {int(target.min())}.")
+    return target
+
+
 def _check_classes(target: Tensor, classes: int) -> None:
     """Raise unless `target`, a class () or a mask (K,), fits a model of that many classes."""
     if target.ndim == 0 and int(target) >= classes:
@@ -958,7 +960,7 @@ def exact_posterior(
         raise ValueError(
             f"`baseline` must be a single one and `image` one image, got {len(baselines)} and {len(image)}."
         )
-    aim = cvi._target(image, target)[0]
+    aim = _targets(cvi.model, image, target, batch_size)[0]
     bits = torch.arange(2**clusters, device=image.device)
     masks = (bits[:, None] >> torch.arange(clusters, device=image.device) & 1).bool()  # (2^R, R)
     values = torch.cat(
