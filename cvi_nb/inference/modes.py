@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..clustering import mean_shift, region_graph
 from ..data import check_images
 from .perturbation import Baseline, Partitioner, _partitions, make_baselines, paint
+from .presence import _targets
 from ..models import Evaluations, Evidence, as_classifier, get_evidence
 
 # %% auto #0
@@ -585,7 +586,7 @@ def infer_modes(
     labels, baselines = _partitions(partition, images)[-1], make_baselines(baseline, images)
     if len(baselines) != 1:
         raise ValueError(f"`baseline` must be a single one, got {len(baselines)}.")
-    aim, known = _aims(classifier, images, target, batch_size)
+    aim, known = _targets(classifier, images, target, batch_size), int(target is None)
     link = evidence in ("log_probability", get_evidence("log_probability"))
     results, spent = [], []
     for i in tqdm(range(len(images)), desc="inference", unit="image", disable=not progress):
@@ -646,21 +647,6 @@ def _check_options(
         raise ValueError(f"`shared` must be None, 'all', 'neighbours' or 'none', got {shared!r}.")
     if not isinstance(seed, int):
         raise ValueError(f"`seed` must be an integer, got {seed!r}.")
-
-
-def _aims(model: Any, images: Tensor, target: Any, batch_size: int) -> tuple[Tensor, int]:
-    """Targets (B,) or (B, K), and the evaluations spent per image on finding them."""
-    if target is None:
-        return model.predict(images, batch_size).argmax(1), 1
-    target = torch.as_tensor(target, device=images.device)
-    target = target.expand(len(images)) if target.ndim == 0 else target
-    classes = target.dtype == torch.int64 and target.ndim == 1
-    if len(target) != len(images) or not (classes or (target.dtype == torch.bool and target.ndim == 2)):
-        raise ValueError(
-            f"`target` must be a class, int64 classes ({len(images)},) or a boolean mask ({len(images)}, K), "
-            f"got {target.dtype} {tuple(target.shape)}."
-        )
-    return target, 0
 
 
 def _game(
