@@ -49,7 +49,7 @@ def model():
 @pytest.fixture(scope="module")
 def digits(model):
     found = load_digits("report")
-    right = (model.predict(found.images).argmax(1) == found.labels).nonzero()[:, 0]
+    right = (model.logits(found.images).argmax(1) == found.labels).nonzero()[:, 0]
     chosen = right[:: len(right) // 6][:6]
     return found.images[chosen], found.labels[chosen]
 
@@ -63,7 +63,7 @@ def results(model, digits):
 def test_success_is_what_a_prediction_says(name, model, digits, results):
     labels = digits[1]
     result = results[name]
-    predicted = model.predict(result.adversarial).argmax(1)
+    predicted = model.logits(result.adversarial).argmax(1)
     reached = predicted != labels if result.target is None else predicted == result.target
     assert torch.equal(result.success, reached)
     assert torch.equal(result.predicted, predicted)
@@ -126,7 +126,7 @@ def test_targets(name, target, model, digits):
     assert result.target is not None and (result.target != labels).all()
     if target == "next":
         assert torch.equal(result.target, (labels + 1) % 10)
-    assert torch.equal(model.predict(result.adversarial).argmax(1) == result.target, result.success)
+    assert torch.equal(model.logits(result.adversarial).argmax(1) == result.target, result.success)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -137,7 +137,7 @@ def test_eight_bit_images_are_on_the_grid_and_fool_there(name, model, digits):
     assert (steps - steps.round()).abs().max() < 1e-3
     if name != "targeted_gradient_sign":
         assert result.success.any()
-    predicted = model.predict(steps.round() / 255).argmax(1)
+    predicted = model.logits(steps.round() / 255).argmax(1)
     reached = predicted != labels if result.target is None else predicted == result.target
     assert torch.equal(result.success, reached)
     if name in IN_A_BALL:

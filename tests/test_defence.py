@@ -355,12 +355,12 @@ def test_distillation_uses_soft_labels_at_the_temperature(data, monkeypatch):
 
     monkeypatch.setattr(defence, "train", watched)
     result = distill(teacher, small, images, temperature=7, validation=data, **QUICK)
-    logits = teacher.predict(images)
+    logits = teacher.logits(images)
     assert torch.allclose(seen["labels"], (logits / 7).softmax(1))
     network = small().eval()
     expected = F.cross_entropy(network(images) / 7, seen["labels"])
     assert torch.equal(seen["objective"](network, images, seen["labels"]), expected)
-    at_one = F.cross_entropy(result.classifier.predict(images), labels)
+    at_one = F.cross_entropy(result.classifier.logits(images), labels)
     assert result.history[-1]["validation_loss"] == pytest.approx(float(at_one), rel=1e-5)
     assert result.objective.name == "distilled" and result.evaluations.forward == 40 * 3 + 40 * 3 + 40
 
@@ -371,7 +371,7 @@ def test_distillation_hides_the_gradient_and_nothing_else():
     with torch.no_grad():
         model.model[1].weight.mul_(2000)
     images = torch.rand(20, 1, 8, 8)
-    labels = model.predict(images).argmax(1)
+    labels = model.logits(images).argmax(1)
     zero = model.value_and_gradient(images, labels)[1].abs().flatten(1).amax(1) == 0
     assert zero.float().mean() > 0.5
     assert (model.value_and_gradient(images, labels, "margin")[1].abs().flatten(1).amax(1) > 0).all()
@@ -391,15 +391,15 @@ def test_defended_networks_are_trained_once(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(defence, "train", None)
             again = load_defended(name, quick=True)
-        assert torch.equal(first.predict(digits.images), again.predict(digits.images))
+        assert torch.equal(first.logits(digits.images), again.logits(digits.images))
     assert len(list(tmp_path.iterdir())) == len(defence.RECIPES)  # no checkpoints left
     assert all(p.suffix == ".safetensors" for p in tmp_path.iterdir())
 
 
 def test_plain_is_the_digit_network():
     digits = load_digits("report")[:20]
-    wanted = load_classifier("mnist_cnn").predict(digits.images)
-    assert torch.equal(load_defended("plain").predict(digits.images), wanted)
+    wanted = load_classifier("mnist_cnn").logits(digits.images)
+    assert torch.equal(load_defended("plain").logits(digits.images), wanted)
     with pytest.raises(ValueError, match="`name` must be one of"):
         load_defended("mnist")
 

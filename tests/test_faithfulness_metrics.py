@@ -313,7 +313,7 @@ def test_cascade_changes_one_layer_more_each_time(kind):
 
 def test_randomisations():
     model, digits = Classifier(network()), load_digits("development")[::400]
-    target = model.predict(digits.images).argmax(1)
+    target = model.logits(digits.images).argmax(1)
     result = model_randomisation(model, digits, target, {"gradient": gradient}, stages=2)
     frame = result.to_frame()
     assert set(frame["method"]) == {"gradient", "edge"} and sorted(set(frame["depth"])) == [2 / 3, 1.0]

@@ -618,7 +618,7 @@ def test_a_vision_transformer_and_the_digit_network():
 
 def test_targets():
     cvi, x = CVI(network(), partition=quarters(), budget=8), photo(2)
-    own = cvi.model.predict(x).argmax(1)
+    own = cvi.model.logits(x).argmax(1)
     assert torch.equal(cvi.infer(x).target, own)
     assert torch.equal(cvi.infer(x, 3).criticality, cvi.infer(x, [3, 3]).criticality)
     mask = nn.functional.one_hot(torch.tensor([3, 3]), 5).bool()

@@ -231,7 +231,7 @@ def test_gradient_against_finite_differences(name):
     evidence = margin if name == "vit" else log_probability
     for _ in range(5):
         direction = torch.randn_like(x)
-        ends = [evidence(model.predict(x + s * 1e-5 * direction), y).sum() for s in (1, -1)]
+        ends = [evidence(model.logits(x + s * 1e-5 * direction), y).sum() for s in (1, -1)]
         slope = (ends[0] - ends[1]) / 2e-5
         assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-3, abs=1e-7)
 
@@ -278,7 +278,7 @@ def test_every_image_is_counted_once_forward_and_once_backward():
     model, x, y = Classifier(smooth()), images(6), torch.arange(6) % CLASSES
     model(x)
     assert model.evaluations == Evaluations(6, 0)
-    model.predict(x, batch_size=4)
+    model.logits(x, batch_size=4)
     model.accuracy(x, y, batch_size=5)
     assert model.evaluations == Evaluations(18, 0)
     model.value_and_gradient(x[:4], y[:4])
@@ -349,7 +349,7 @@ def test_nan_goes_through_and_is_not_hidden():
 
 def test_an_empty_batch():
     model = Classifier(smooth())
-    assert model(images(0)).shape == (0, CLASSES) and model.predict(images(0)).shape == (0, CLASSES)
+    assert model(images(0)).shape == (0, CLASSES) and model.logits(images(0)).shape == (0, CLASSES)
     value, gradient = model.value_and_gradient(images(0), torch.empty(0, dtype=torch.int64))
     assert value.shape == (0,) and gradient.shape == (0, 3, 8, 8) and model.evaluations.total == 0
 

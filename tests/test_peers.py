@@ -102,7 +102,7 @@ def test_rise_against_a_loop_over_masks_and_pixels(count, size):
                     mask[i, j] = ((1 - s) * (1 - t) * grid[a, b] + (1 - s) * t * grid[a, b + 1]
                                   + s * (1 - t) * grid[a + 1, b] + s * t * grid[a + 1, b + 1])
             shown = torch.tensor(mask).float() * x[0] + (1 - torch.tensor(mask).float()) * 0.5
-            expected += model.predict(shown[None]).softmax(1)[0, y[0]].item() * mask
+            expected += model.logits(shown[None]).softmax(1)[0, y[0]].item() * mask
     assert np.allclose(found.numpy(), expected / (count * keep), atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_integrated_gradients_are_complete_and_exact_on_a_linear_model():
     net, (x, y) = network(), batch()
     model = Classifier(net)
     total = integrated_gradients(model, x, y, steps=300, batch_size=64).sum((1, 2))
-    rise_of_logit = (model.predict(x) - model.predict(torch.zeros_like(x))).gather(1, y[:, None])[:, 0]
+    rise_of_logit = (model.logits(x) - model.logits(torch.zeros_like(x))).gather(1, y[:, None])[:, 0]
     assert torch.allclose(total, rise_of_logit, atol=0.02 * rise_of_logit.abs().max().item())
     weights = torch.randn(3 * 22 * 18, 4, generator=torch.Generator().manual_seed(0))
     linear = Classifier(lambda images: images.flatten(1) @ weights)

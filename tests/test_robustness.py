@@ -132,7 +132,7 @@ def test_a_linear_model_in_closed_form() -> None:
 def test_the_parts_agree(networks: dict[str, Classifier], results: dict[str, RobustnessResult]) -> None:
     for name, found in results.items():
         frame, n = found.to_frame(), len(found)
-        top = networks[name].predict(IMAGES).argmax(1)
+        top = networks[name].logits(IMAGES).argmax(1)
         assert frame["prediction"].tolist() == top.tolist()
         assert frame["correct"].tolist() == (top == LABELS).tolist()
         for norm, radii in SMALL.radii.items():
@@ -142,7 +142,7 @@ def test_the_parts_agree(networks: dict[str, Classifier], results: dict[str, Rob
             moved = (found.adversarial[key] - IMAGES).flatten(1).norm(norm, dim=1).double()
             assert torch.allclose(moved[d.isfinite()], d[d.isfinite()], atol=1e-6)
             assert float(found.adversarial[key].min()) >= 0 and float(found.adversarial[key].max()) <= 1
-            called = networks[name].predict(found.adversarial[key]).argmax(1)
+            called = networks[name].logits(found.adversarial[key]).argmax(1)
             assert torch.equal(called, found.fooled_as[key]) and bool((called != LABELS)[d.isfinite()].all())
             curve = found.curves[found.curves["norm"] == key].set_index("eps")
             worst = found.attacks[(found.attacks["attack"] == "worst case") & (found.attacks["norm"] == key)]
@@ -204,7 +204,7 @@ def test_fgsm_rows_are_foolbox_and_torchattacks(
     assert rows.tolist() == pytest.approx(theirs.float().mean(1).tolist())
     for eps, success in rows.items():
         made = torchattacks.FGSM(model, eps=eps)(IMAGES[right], LABELS[right])
-        fooled = networks["plain"].predict(made).argmax(1) != LABELS[right]
+        fooled = networks["plain"].logits(made).argmax(1) != LABELS[right]
         assert success == pytest.approx(float(fooled.float().mean()))
 
 
@@ -339,7 +339,7 @@ def test_transfer_matrix_is_the_loop(networks: dict[str, Classifier], attack: Ca
     models = {name: networks[name] for name in ("plain", "distilled", "pgd")}
     options = {} if attack is fgsm else {"steps": 5, "early_stop": False}
     matrix = transfer_matrix(models, IMAGES, LABELS, 0.2, attack=attack, seed=4, **options)
-    right = torch.stack([m.predict(IMAGES).argmax(1) == LABELS for m in models.values()])
+    right = torch.stack([m.logits(IMAGES).argmax(1) == LABELS for m in models.values()])
     x, y = IMAGES[right.all(0)], LABELS[right.all(0)]
     assert matrix.n == len(x) and matrix.clean.tolist() == pytest.approx(right.double().mean(1).tolist())
     for i, source in enumerate(models.values()):
