@@ -184,7 +184,7 @@ def _explain(given: argparse.Namespace) -> list[Path]:
         **{name: value for name, value in wanted.items() if value is not None},  # else the default of the library
     )
     posterior = cvi.infer(chosen, target)
-    chance = model.predict(chosen, given.batch_size).softmax(1)
+    chance = model.logits(chosen, given.batch_size).softmax(1)
     out, written = Path(given.out), []
     for i, name in enumerate(images.names):
         goal = int(posterior.target[i])
@@ -314,7 +314,7 @@ def _attack(given: argparse.Namespace) -> list[Path]:
     images = _images(given.images, model, given)
     chosen = images.images.to(given.device)
     labels = _labels(images, model, given.labels).to(given.device)
-    labels = torch.where(labels < 0, model.predict(chosen, given.batch_size).argmax(1), labels)
+    labels = torch.where(labels < 0, model.logits(chosen, given.batch_size).argmax(1), labels)
     result = _ATTACKS[given.attack](
         model,
         chosen,
@@ -333,7 +333,7 @@ def _attack(given: argparse.Namespace) -> list[Path]:
     written, verified = [], []
     for i, name in enumerate(images.names):
         path = _write_image(result.adversarial[i], out / f"{_stem(name)}.{given.attack}.png")
-        again = model.predict(load_image(path, None, chosen.shape[1]).to(given.device)).argmax(1)
+        again = model.logits(load_image(path, None, chosen.shape[1]).to(given.device)).argmax(1)
         goal = again != result.labels[i] if result.target is None else again == result.target[i]
         verified.append(bool(goal))
         written.append(path)

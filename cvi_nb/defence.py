@@ -529,7 +529,7 @@ def distill(
     check_positive(temperature=temperature)
     guide = as_classifier(teacher)
     check_images(images)
-    logits = guide.predict(images.to(guide.device))
+    logits = guide.logits(images.to(guide.device))
     result = train(network, images, (logits / temperature).softmax(1), plain(temperature), **options)
     objective = dataclasses.replace(result.objective, name="distilled")
     spent = result.evaluations + Evaluations(len(images), 0)

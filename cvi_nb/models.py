@@ -208,13 +208,17 @@ class Classifier(nn.Module):
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     @torch.no_grad()
-    def predict(self, images: Tensor, batch_size: int = 64) -> Tensor:
+    def logits(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Logits (B, K) without gradient, `batch_size` images at a time."""
         return torch.cat([self(chunk) for chunk in images.split(batch_size)])
 
+    def predict(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """The top class of each of `images` (B, C, H, W), `batch_size` at a time: (B,) int64."""
+        return self.logits(images, batch_size).argmax(1)
+
     def accuracy(self, images: Tensor, labels: Tensor, batch_size: int = 64) -> float:
         """Share of `images` (B, C, H, W) whose top class is in `labels` (B,)."""
-        return float((self.predict(images, batch_size).argmax(1) == labels).float().mean())
+        return float((self.logits(images, batch_size).argmax(1) == labels).float().mean())
 
     def value_and_gradient(
         self, images: Tensor, target: Tensor, evidence: str | Evidence = "log_probability"

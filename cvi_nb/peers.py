@@ -287,7 +287,7 @@ def _bottleneck_layer(model: Classifier, image: Tensor) -> tuple[nn.Module, Tens
     found, seen = _convolutions(model), {}
     hooks = [m.register_forward_hook(lambda module, _, out: seen.update({module: out.detach()})) for m in found]
     try:
-        model.predict(image)
+        model.logits(image)
     finally:
         for hook in hooks:
             hook.remove()

@@ -701,8 +701,8 @@ def _see(
         critical=critical_region(posterior.criticality, posterior.partition),
         sensitivity=None if result.sensitivity is None else result.sensitivity[rows],
         modes=modes,
-        before=model.predict(images, batch_size).softmax(1),
-        after=model.predict(fooled, batch_size).softmax(1),
+        before=model.logits(images, batch_size).softmax(1),
+        after=model.logits(fooled, batch_size).softmax(1),
         note=note + ".",
     )
 
@@ -1363,7 +1363,7 @@ def _material(
     missing = given < 0
     told = "the labels were given"
     if bool(missing.any()):
-        own = first.predict(images, batch_size).argmax(1)
+        own = first.logits(images, batch_size).argmax(1)
         given = torch.where(missing, own, given)
         told = f"{int(missing.sum())} of {n} images have no label; the prediction of {first.name} stands for it"
     return images, given, names, tuple(classes) if classes is not None else None, (origin, told)

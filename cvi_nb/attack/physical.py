@@ -141,7 +141,7 @@ def destruction_rate(
         changed = transformation(images)
         if not isinstance(changed, Tensor) or changed.shape != images.shape:
             raise ValueError(f"`transformation` must return images of shape {tuple(images.shape)}.")
-        top = classifier.predict(check_images(changed, "transformation(images)"), batch_size).argmax(1)
+        top = classifier.logits(check_images(changed, "transformation(images)"), batch_size).argmax(1)
         shares.append(int((top == labels).sum()))
     return DestructionRate(shares[0] / n, *wilson(shares[0], n), n, shares[1] / n)
 

@@ -233,7 +233,7 @@ def attack_confined(
     _check_count(batch_size, "batch_size")
     units = _check_groups(groups, len(images))
     checked = _supports_from(maps, images, partition, seed)
-    top = classifier.predict(images, batch_size).argmax(1)
+    top = classifier.logits(images, batch_size).argmax(1)
     labels = top if labels is None else check_labels(labels, len(images), name="labels").to(top.device)
     kept = _classified(top == labels)
     chosen = kept.nonzero().flatten()
@@ -289,7 +289,7 @@ def _pulled_back(
     for _ in range(halvings if len(rows) else 0):
         middle = (low + high) / 2
         x = images[rows] + per_sample(middle[rows], delta[rows]) * delta[rows]
-        fooled = model.predict(x, batch_size).argmax(1) != labels[rows]
+        fooled = model.logits(x, batch_size).argmax(1) != labels[rows]
         high[rows], low[rows] = middle[rows].where(fooled, high[rows]), low[rows].where(fooled, middle[rows])
     return (length * high).where(length > 0, torch.nan), torch.where(length > 0, halvings, 0)
 

@@ -162,7 +162,7 @@ class _Bench:
 
     def _logits(self, images: Tensor, i: Tensor) -> Tensor:
         """Logits (b, K) of `images` (b, C, H, W), perturbed copies of those at `i` (b,); checked."""
-        logits = self.classifier.predict(images, self.batch_size)
+        logits = self.classifier.logits(images, self.batch_size)
         classes, target = logits.shape[1], self.target
         if target.dtype != torch.bool and int(target.max()) >= classes:
             raise ValueError(f"`target` must be in 0..{classes - 1}, the network's classes, got {int(target.max())}")

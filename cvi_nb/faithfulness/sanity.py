@@ -248,7 +248,7 @@ def target_randomisation(
     and warnings are those of `model_randomisation`.
     """
     images, target, names, groups = _given(images, target)
-    classes = as_classifier(model).predict(images[:1], batch_size).shape[1]
+    classes = as_classifier(model).logits(images[:1], batch_size).shape[1]
     if classes < 2:
         raise ValueError(f"`model` must tell at least two classes apart, got {classes}")
     step = torch.randint(1, classes, (len(target),), generator=torch.Generator().manual_seed(seed)).to(target.device)

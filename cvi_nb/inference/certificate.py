@@ -55,7 +55,7 @@ def _votes(
     total = torch.zeros(0)
     for start in range(0, samples, _BLOCK):
         noise = torch.randn(min(_BLOCK, samples - start), *image.shape, generator=generator).to(image)
-        logits = model.predict(image + sigma * noise, batch_size)
+        logits = model.logits(image + sigma * noise, batch_size)
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("`model` must give finite logits, got NaN or infinite ones for a noisy image.")
         counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])

@@ -831,7 +831,7 @@ def _split(total: int, parts: int) -> list[int]:
 def _targets(model: Classifier, images: Tensor, target: Any, batch_size: int) -> Tensor:
     """`target` as classes (B,) or masks (B, K), the model's own top classes if None; raises `ValueError` for others."""
     if target is None:
-        return model.predict(images, batch_size).argmax(1)
+        return model.logits(images, batch_size).argmax(1)
     target = torch.as_tensor(target, device=images.device)
     target = target.expand(len(images)) if target.ndim == 0 else target
     classes = target.dtype == torch.int64 and target.ndim == 1

@@ -225,7 +225,7 @@ def input_range(model: Classifier, images: Tensor, labels: Tensor, right: Tensor
     """Whether the model does better on images of another range than [0, 1]."""
     best, name, p = 0, "", 1.0
     for other, change in RANGES.items():
-        top = torch.cat([model.predict(change(x), batch_size) for x in images.split(batch_size)]).argmax(1)
+        top = torch.cat([model.logits(change(x), batch_size) for x in images.split(batch_size)]).argmax(1)
         more, less = int(((top == labels) & ~right).sum()), int(((top != labels) & right).sum())
         if more - less > best:
             best, name, p = more - less, other, _sign_test(more, less)
@@ -281,7 +281,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 def deterministic(probe: Probe) -> Check:
     """Whether two forward passes agree."""
-    apart = max(_apart(probe.logits, probe.model.predict(probe.images, probe.batch_size)) for _ in range(2))
+    apart = max(_apart(probe.logits, probe.model.logits(probe.images, probe.batch_size)) for _ in range(2))
     return _judge(
         "deterministic", apart < 1e-4, f"two passes differ by {apart:.1e} of the logits' spread", "below 1e-4",
         "A random model answers the attack and the verification differently. Attack the mean of many answers instead.",
@@ -294,8 +294,8 @@ def independent_of_batch(probe: Probe) -> Check:
     if len(probe) < 2:
         return _skip("independent of the batch", "one image only")
     few = min(len(probe), 8)
-    alone = torch.cat([probe.model.predict(x[None]) for x in probe.images[:few]])
-    apart = _apart(alone, probe.model.predict(probe.images, probe.batch_size)[:few])
+    alone = torch.cat([probe.model.logits(x[None]) for x in probe.images[:few]])
+    apart = _apart(alone, probe.model.logits(probe.images, probe.batch_size)[:few])
     return _judge(
         "independent of the batch", apart < 1e-3, f"alone and in a batch differ by {apart:.1e} of the spread",
         "below 1e-3", "Batch statistics or dropout are at work: put the network into evaluation mode.", apart,
@@ -340,7 +340,7 @@ def truthful_gradients(probe: Probe) -> Check:
     step = 0.03 * lead / rate.clamp_min(1e-30)
     moved = (probe.images + per_sample(step, down) * down).clamp(0, 1)
     told = (slope * (moved - probe.images)).flatten(1).sum(1)
-    fell = lead - margin(probe.model.predict(moved, probe.batch_size), probe.labels)
+    fell = lead - margin(probe.model.logits(moved, probe.batch_size), probe.labels)
     ratio = torch.where(rate > 1e-12 * lead, fell / told.clamp_min(1e-30), 0.0)
     honest = int(((ratio > 0.5) & (ratio < 2)).sum())
     return _judge(
@@ -397,7 +397,7 @@ def _noise_fools(probe: Probe, x: Tensor, y: Tensor, draws: int = 20) -> Tensor:
     for k in range(draws):
         noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(probe.seed + k)).to(x)
         noise = noise.sign() if probe.norm == math.inf else noise / noise.norm()
-        top = probe.model.predict((x + probe.eps * noise).clamp(0, 1), probe.batch_size).argmax(1)
+        top = probe.model.logits((x + probe.eps * noise).clamp(0, 1), probe.batch_size).argmax(1)
         fooled |= top != y
     return fooled
 
@@ -477,7 +477,7 @@ def images_stand(probe: Probe) -> Check:
     for result in probe.nearest.values():
         kept = (result.success & probe.right).nonzero()[:, 0]
         x, y = result.adversarial[kept], result.labels[kept]
-        top = [int(probe.model.predict(one[None]).argmax()) for one in x]
+        top = [int(probe.model.logits(one[None]).argmax()) for one in x]
         outside = ((x < 0) | (x > 1)).flatten(1).any(1).tolist()
         bad += sum(t == int(k) or o for t, k, o in zip(top, y, outside, strict=True))
         total += len(kept)
@@ -521,7 +521,7 @@ def transfer_is_weaker(probe: Probe) -> Check:
         probe.surrogate, probe.images, probe.labels, eps=probe.eps, norm=probe.norm, steps=probe.steps,
         random_start=False, early_stop=False, **probe.options,
     ).attempt  # fmt: skip
-    fell = probe.model.predict(made, probe.batch_size).argmax(1) != probe.labels
+    fell = probe.model.logits(made, probe.batch_size).argmax(1) != probe.labels
     lost = int((fell & ~probe.white_box).sum())
     return _judge(
         "transfer is weaker", lost <= _slack(len(probe)),

@@ -320,7 +320,7 @@ def _corruptions_frame(model: Classifier, images: Tensor, labels: Tensor, batch_
         if name == "JPEG" and images.shape[1] not in (1, 3):
             continue
         parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-        hits = sum(int((model.predict(change(x), batch_size).argmax(1) == y).sum()) for x, y in parts)
+        hits = sum(int((model.logits(change(x), batch_size).argmax(1) == y).sum()) for x, y in parts)
         rows[name] = [*proportion(hits, len(images)), len(images)]
     frame = pd.DataFrame(rows, index=["accuracy", "low", "high", "n"]).T.astype({"n": int})
     return frame.rename_axis("transformation")

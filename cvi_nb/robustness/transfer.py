@@ -110,7 +110,7 @@ def transfer_matrix(
     check_positive(eps=eps)
     check_images(images)
     asked = {name: as_classifier(model) for name, model in models.items()}
-    clean = {name: model.predict(images, batch_size) for name, model in asked.items()}
+    clean = {name: model.logits(images, batch_size) for name, model in asked.items()}
     if len({z.shape[1] for z in clean.values()}) > 1:
         raise ValueError(f"`models` must have the same classes, got {[z.shape[1] for z in clean.values()]}.")
     labels = check_labels(labels, len(images), next(iter(clean.values())).shape[1]).to(images.device)
@@ -123,7 +123,7 @@ def transfer_matrix(
     cells = []
     for source in asked.values():
         made = attack(source, x, y, eps=eps, batch_size=batch_size, seed=seed, **settings)
-        hits = [int((victim.predict(made.attempt, batch_size).argmax(1) == y).sum()) for victim in asked.values()]
+        hits = [int((victim.logits(made.attempt, batch_size).argmax(1) == y).sum()) for victim in asked.values()]
         cells.append([proportion(k, n) for k in hits])
     found = torch.tensor(cells, dtype=torch.float64)
     return TransferMatrix(
