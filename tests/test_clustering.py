@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
-from skimage import color
+from scipy import ndimage, sparse
+from skimage import color, data
+from sklearn.datasets import load_sample_image
 
 from cvi_nb.clustering import hierarchy, mean_shift_filter, region_graph, segment
 from cvi_nb.clustering.colour import from_rgb, to_rgb
@@ -192,6 +193,69 @@ def test_regions_are_connected_large_and_numbered_by_first_pixel(photos, hr, min
         first = [int((labels.flatten() == r).nonzero()[0]) for r in range(count)]
         assert first == sorted(first)
         assert all(ndimage.label(labels.numpy() == r)[1] == 1 for r in range(count))
+
+
+def reference_regions(modes, merge, min_size):
+    """Joining, closing and pruning on a graph of regions: rows instead of products, sums carried along.
+
+    `modes` (C, H, W) over their bandwidths; labels (H, W), and how many regions there were before closing.
+    """
+    values = modes.double().flatten(1).T.numpy()
+    pixel = np.arange(len(values)).reshape(modes.shape[1:])
+    steps = [np.stack([pixel[:, :-1].ravel(), pixel[:, 1:].ravel()]), np.stack([pixel[:-1].ravel(), pixel[1:].ravel()])]
+    edges, sums, area, labels = np.concatenate(steps, 1), values, np.ones(len(values)), pixel.ravel()
+
+    def join(chosen, edges, sums, area, labels):
+        graph = sparse.csr_array((np.ones(chosen.shape[1]), chosen), shape=(len(area),) * 2)
+        count, new = sparse.csgraph.connected_components(graph, directed=False)
+        onto = sparse.csr_array((np.ones(len(new)), (new, np.arange(len(new)))), shape=(count, len(new)))
+        edges = np.sort(new[edges], 0)
+        edges = edges[:, edges[0] != edges[1]]
+        edges = edges[:, np.lexsort(edges)]
+        different = (np.diff(edges, axis=1, prepend=-1) != 0).any(0)
+        return edges[:, different], onto @ sums, onto @ area, new[labels]
+
+    def distances(edges, means):
+        return np.linalg.norm(means[edges[0]] - means[edges[1]], axis=1)
+
+    edges, sums, area, labels = join(edges[:, distances(edges, values) <= merge], edges, sums, area, labels)
+    raw = len(area)
+    while True:
+        distance = distances(edges, sums / area[:, None])
+        chosen = edges[:, distance <= merge]
+        if not chosen.size:
+            best = {}
+            for (a, b), d in zip(edges.T.tolist(), distance.tolist(), strict=True):
+                for one, other in ((a, b), (b, a)):
+                    if area[one] < min_size:
+                        best[one] = min(best.get(one, (d, other)), (d, other))
+            chosen = np.array([(one, other) for one, (_, other) in best.items()]).T
+            if not chosen.size:
+                first = ndimage.minimum(pixel.ravel(), labels, np.arange(len(area)))
+                return np.argsort(np.argsort(first))[labels].reshape(pixel.shape), raw
+        edges, sums, area, labels = join(chosen, edges, sums, area, labels)
+
+
+def large_image(name):
+    if name == "noise":
+        return torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    photo = data.coffee() if name == "coffee" else load_sample_image("china.jpg")
+    images = torch.tensor(photo / 255, dtype=torch.float32).permute(2, 0, 1)[None]
+    size = {"coffee": (400, 600), "china 810": (810, 1080), "china 1200": (1200, 1600)}[name]
+    return torch.nn.functional.interpolate(images, size, mode="bicubic").clamp(0, 1)
+
+
+LARGEST = pytest.param("china 1200", 8, 7, marks=pytest.mark.slow)
+
+
+@pytest.mark.skipif(not has_compiled(), reason="the portable path takes minutes")
+@pytest.mark.parametrize("name, hs, hr", [("noise", 3, 7), ("coffee", 4, 2), ("china 810", 8, 7), LARGEST])
+def test_more_regions_than_the_root_of_the_largest_int32(name, hs, hr):
+    """46,341² exceeds an int32; `china 810` has the size and the settings of `cvi segment` on an ordinary photo."""
+    labels, modes = segment(large_image(name), hs, hr)
+    expected, raw = reference_regions(modes[0, 2:] / hr, 0.5, 30)
+    assert raw > 46_340
+    assert np.array_equal(labels[0].numpy(), expected)
 
 
 def test_several_bandwidths_and_nesting(photos):

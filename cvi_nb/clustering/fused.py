@@ -34,7 +34,7 @@ if triton is not None:
         area = height * width
         image, pixel = program // area, program % area
         if tl.load(valid + program) != 0:
-            channel = tl.arange(0, PADDED)
+            channel = tl.arange(0, PADDED).to(tl.int64)  # channels times pixels may exceed 2³¹
             used = channel < CHANNELS
             lane = tl.arange(0, BLOCK)
             base = planes + image * CHANNELS * area
@@ -101,7 +101,8 @@ def climb_fused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Modes (B, 2 + C, H, W), iterations (B, H, W) int32 and last squared shift (B, H, W) of a batch, in one launch.
 
-    `features` (B, C, H, W) float32 are range coordinates over their bandwidths, `valid` (B, H, W) bool.
+    `features` (B, C, H, W) float32 are range coordinates over their bandwidths, `valid` (B, H, W) bool. Pixels of an
+    image and of a window are counted in 32 bits: more are a ValueError.
     """
     features, seen = features.detach().contiguous(), valid.to(torch.uint8).contiguous()
     batch, channels, height, width = features.shape
@@ -109,6 +110,8 @@ def climb_fused(
     iterations = torch.zeros(batch, height, width, dtype=torch.int32, device=features.device)
     moved = features.new_zeros(batch, height, width)
     side = min(int(2 * radius * reach) + 1, 2 * max(height, width) + 1)
+    if max(height * width, side * side) >= 2**31:
+        raise ValueError(f"`images` must have less than 2**31 pixels, and windows, got {height} × {width}, {side}²")
     padded = triton.next_power_of_2(channels)
     block = max(32, min(triton.next_power_of_2(side * side), 512, 4096 // padded))
     _climb[(batch * height * width,)](

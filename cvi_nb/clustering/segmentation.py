@@ -23,9 +23,9 @@ __all__ = ['segment', 'RegionGraph', 'region_graph', 'Hierarchy', 'hierarchy']
 
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #df1c4cb8
 def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The connected component of each of `count` nodes under edges (a, b)."""
+    """The connected component, int64, of each of `count` nodes under edges (a, b)."""
     graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
-    return connected_components(graph, directed=False)[1]
+    return connected_components(graph, directed=False)[1].astype(np.int64)  # SciPy's are int32
 
 
 def _renumber(labels: np.ndarray) -> np.ndarray:
@@ -48,8 +48,9 @@ def _neighbours(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _region_pairs(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of neighbouring regions (low, high) and how many pixel pairs they share."""
+    labels = labels.astype(np.int64, copy=False)  # a pair's key is a number up to the square of the regions' count
     low, high = np.minimum(labels[a], labels[b]), np.maximum(labels[a], labels[b])
-    count = labels.max(initial=0) + 1
+    count = int(labels.max(initial=0)) + 1
     pairs, shared = np.unique((low * count + high)[low != high], return_counts=True)
     return pairs // count, pairs % count, shared
 
