@@ -294,7 +294,7 @@ _ATTACKS: dict[str, Callable[..., AttackResult]] = {
         "bim",
         "iterative_least_likely",
         "pgd",
-        "momentum",
+        "mi_fgsm",
         "apgd",
         "square",
         "deepfool",

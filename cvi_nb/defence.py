@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attack.core import check_count, check_positive, project
+from .attack import check_count, check_positive, project
 from .data import ImageSet, atomic_path, cache_dir, check_images, check_labels, load_digits
 from .models import Classifier, Evaluations, _frozen, as_classifier, load_classifier, mnist_cnn, save_classifier
 

@@ -18,7 +18,7 @@ SMALL = {  # few steps: these tests are about promises, not about strength
     "bim": {"eps": 0.25, "alpha": 0.05, "steps": 8},
     "iterative_least_likely": {"eps": 0.35, "alpha": 0.05, "steps": 15},
     "pgd": {"eps": 0.25, "steps": 8},
-    "momentum": {"eps": 0.25, "steps": 8},
+    "mi_fgsm": {"eps": 0.25, "steps": 8},
     "apgd": {"eps": 0.25, "steps": 10},
     "apgd_targeted": {"eps": 0.25, "steps": 8},
     "square": {"eps": 0.3, "steps": 150},

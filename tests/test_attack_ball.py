@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cvi_nb.attack.auto import apgd, apgd_targeted, checkpoints
-from cvi_nb.attack.ball import bim, fgsm, iterative_least_likely, kurakin_steps, momentum, pgd, targeted_gradient_sign
+from cvi_nb.attack.ball import bim, fgsm, iterative_least_likely, kurakin_steps, mi_fgsm, pgd, targeted_gradient_sign
 from cvi_nb.attack.core import Run, ZeroGradientWarning, norms, project, steepest
 from cvi_nb.attack.ensemble import ensemble, standard_attacks
 from cvi_nb.attack.square import square
@@ -110,7 +110,7 @@ def test_steepest_keeps_zero_at_zero():
     assert torch.equal(steepest(torch.tensor([[[[-2.0, 0, 3]]]]), math.inf), torch.tensor([[[[-1.0, 0, 1]]]]))
 
 
-@pytest.mark.parametrize("attack", [pgd, momentum, apgd, apgd_targeted])
+@pytest.mark.parametrize("attack", [pgd, mi_fgsm, apgd, apgd_targeted])
 def test_l2_stays_in_ball_cube_and_support(attack, model, digits):
     images, labels = digits[0][:6], digits[1][:6]
     support = torch.zeros(28, 28)

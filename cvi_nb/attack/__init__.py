@@ -7,26 +7,51 @@ __all__ = []
 
 # %% ../../nbs/04_attack.ipynb #9b6feceb
 from .auto import apgd, apgd_targeted
-from .ball import bim, fgsm, iterative_least_likely, momentum, pgd, targeted_gradient_sign
+from .ball import Model, bim, fgsm, iterative_least_likely, mi_fgsm, momentum, pgd, targeted_gradient_sign
 from .carlini import TargetedCases, carlini_wagner, targeted_cases
-from .core import AttackResult, Options, ZeroGradientWarning, cluster_support
+from cvi_nb.attack.core import (
+    ATTACKS,
+    Attack,
+    AttackResult,
+    Norm,
+    Options,
+    Run,
+    ZeroGradientWarning,
+    check_count,
+    check_norm,
+    check_positive,
+    cluster_support,
+    norms,
+    per_sample,
+    project,
+    register_attack,
+    steepest,
+)
 from .ensemble import EnsembleResult, ensemble, standard_attacks
 from .minimum_norm import ddn, deepfool, fmn, jsma, minimum_norm, sigma_zero
-from .physical import TRANSFORMATIONS, DestructionRate, destruction_rate, destruction_rates
+from .physical import TRANSFORMATIONS, DestructionRate, destruction_rate, destruction_rates, wilson
 from .square import square
 
 __all__ = [
+    "ATTACKS",
     "TRANSFORMATIONS",
+    "Attack",
     "AttackResult",
     "DestructionRate",
     "EnsembleResult",
+    "Model",
+    "Norm",
     "Options",
+    "Run",
     "TargetedCases",
     "ZeroGradientWarning",
     "apgd",
     "apgd_targeted",
     "bim",
     "carlini_wagner",
+    "check_count",
+    "check_norm",
+    "check_positive",
     "cluster_support",
     "ddn",
     "deepfool",
@@ -37,12 +62,19 @@ __all__ = [
     "fmn",
     "iterative_least_likely",
     "jsma",
+    "mi_fgsm",
     "minimum_norm",
     "momentum",
+    "norms",
+    "per_sample",
     "pgd",
+    "project",
+    "register_attack",
     "sigma_zero",
     "square",
     "standard_attacks",
+    "steepest",
     "targeted_cases",
     "targeted_gradient_sign",
+    "wilson",
 ]

@@ -23,6 +23,7 @@ from cvi_nb.attack.core import (
     check_positive,
     per_sample,
     steepest,
+    register_attack,
 )
 
 # %% auto #0
@@ -110,6 +111,7 @@ def _ascend(
     return rows[~fooled[rows]]
 
 
+@register_attack((math.inf, 2), ball=True)
 def apgd(
     model: Model,
     images: Tensor,
@@ -154,6 +156,7 @@ def apgd(
     )
 
 # %% ../../nbs/04_attack/03_auto.ipynb #eff7f2cf
+@register_attack((math.inf, 2), ball=True)
 def apgd_targeted(
     model: Model,
     images: Tensor,

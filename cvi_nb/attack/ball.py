@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ from cvi_nb.attack.core import (
     norms,
     per_sample,
     steepest,
+    register_attack,
 )
 from ..models import Classifier
 
 # %% auto #0
-__all__ = ['Model', 'fgsm', 'targeted_gradient_sign', 'kurakin_steps', 'bim', 'iterative_least_likely', 'pgd', 'momentum']
+__all__ = ['Model', 'fgsm', 'targeted_gradient_sign', 'kurakin_steps', 'bim', 'iterative_least_likely', 'pgd', 'mi_fgsm',
+           'momentum']
 
 # %% ../../nbs/04_attack/02_ball.ipynb #7d90cc53
 def _climb(
@@ -65,6 +68,7 @@ def _climb(
 Model = Callable[[Tensor], Tensor] | Classifier
 
 
+@register_attack((math.inf,), ball=True)
 def fgsm(model: Model, images: Tensor, labels: Tensor, *, eps: float, **options: Unpack[Options]) -> AttackResult:
     """Fast gradient sign method: x + ε sign ∇J(x, y), clipped to [0, 1].
 
@@ -84,6 +88,7 @@ def fgsm(model: Model, images: Tensor, labels: Tensor, *, eps: float, **options:
     return run.result("fgsm", x, eps=eps)
 
 
+@register_attack((math.inf,), ball=True, target="least_likely")
 def targeted_gradient_sign(
     model: Model, images: Tensor, labels: Tensor, *, eps: float, **options: Unpack[Options]
 ) -> AttackResult:
@@ -105,6 +110,7 @@ def kurakin_steps(eps: float) -> int:
     return max(1, int(min(levels + 4, 1.25 * levels)))
 
 
+@register_attack((math.inf,), ball=True)
 def bim(
     model: Model,
     images: Tensor,
@@ -130,6 +136,7 @@ def bim(
     return _bim("bim", model, images, labels, eps, alpha, steps, early_stop, options)
 
 
+@register_attack((math.inf,), ball=True, target="least_likely")
 def iterative_least_likely(
     model: Model,
     images: Tensor,
@@ -186,6 +193,7 @@ def _start(run: Run, eps: float) -> Tensor:
     )
 
 
+@register_attack((math.inf, 2), ball=True)
 def pgd(
     model: Model,
     images: Tensor,
@@ -242,7 +250,8 @@ def pgd(
     )
 
 # %% ../../nbs/04_attack/02_ball.ipynb #871f39ce
-def momentum(
+@register_attack((math.inf, 2), ball=True)
+def mi_fgsm(
     model: Model,
     images: Tensor,
     labels: Tensor,
@@ -276,5 +285,11 @@ def momentum(
         raise ValueError(f"`decay` must not be negative, got {decay!r}.")
     run = Run(model, images, labels, norm=norm, **options)
     x = run.images.clone()
-    _climb(run, x, run.todo, eps=eps, alpha=alpha, steps=steps, early_stop=early_stop, name="momentum", decay=decay)
-    return run.result("momentum", x, eps=eps, norm=norm, steps=steps, alpha=alpha, decay=decay, early_stop=early_stop)
+    _climb(run, x, run.todo, eps=eps, alpha=alpha, steps=steps, early_stop=early_stop, name="mi_fgsm", decay=decay)
+    return run.result("mi_fgsm", x, eps=eps, norm=norm, steps=steps, alpha=alpha, decay=decay, early_stop=early_stop)
+
+
+def momentum(*arguments: Any, **options: Any) -> AttackResult:
+    """Deprecated name of `mi_fgsm`."""
+    warnings.warn("`momentum` is now called `mi_fgsm`.", DeprecationWarning, stacklevel=2)
+    return mi_fgsm(*arguments, **options)

@@ -13,13 +13,14 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from .core import AttackResult, Norm, Options, Run, norms, per_sample
+from .core import AttackResult, Norm, Options, Run, norms, per_sample, register_attack
 from .minimum_norm import _Adam, _cosine, _give_back, _nearest, _sigma_zero
 
 # %% auto #0
 __all__ = ['carlini_wagner', 'TargetedCases', 'targeted_cases']
 
 # %% ../../nbs/04_attack/06_carlini_wagner.ipynb #17aa1bae
+@register_attack((2, 0, math.inf), ball=False)
 def carlini_wagner(
     model: Callable[[Tensor], Tensor],
     images: Tensor,

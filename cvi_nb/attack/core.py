@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ from ..data import check_images, check_labels
 from ..models import Classifier, Evaluations, as_classifier, margin
 
 # %% auto #0
-__all__ = ['Norm', 'Target', 'RULES', 'Loss', 'per_sample', 'norms', 'project', 'steepest', 'check_positive', 'check_count',
-           'check_norm', 'choose_target', 'cluster_support', 'Options', 'AttackResult', 'ZeroGradientWarning', 'Run']
+__all__ = ['Norm', 'Target', 'RULES', 'ATTACKS', 'AttackFunction', 'Loss', 'per_sample', 'norms', 'project', 'steepest',
+           'check_positive', 'check_count', 'check_norm', 'choose_target', 'cluster_support', 'Options', 'AttackResult',
+           'Attack', 'register_attack', 'ZeroGradientWarning', 'Run']
 
 # %% ../../nbs/04_attack/01_core.ipynb #bf9c8dcd
 Norm = float  # 0, 1, 2 or math.inf
@@ -279,6 +280,45 @@ class AttackResult:
         return show_images(
             torch.cat([original, 0.5 + 0.5 * delta / scale, fooled]), heads + sizes + ends, columns=len(original)
         )
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack of this package and what it needs.
+
+    Attributes
+    ----------
+    function : `(model, images, labels, **options) -> AttackResult`
+    norms : the norms that it knows, its default first
+    ball : whether it searches a ball and must be given `eps`; else it looks for the least distance
+    gradient : whether it follows gradients
+    target : the rule by which it aims if no target is given; None for any other class
+    """
+
+    function: Callable[..., AttackResult]
+    norms: tuple[Norm, ...]
+    ball: bool
+    gradient: bool = True
+    target: str | None = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> AttackResult:
+        return self.function(*arguments, **options)
+
+
+ATTACKS: dict[str, Attack] = {}  # name -> attack, in the order of the chapters
+AttackFunction = TypeVar("AttackFunction", bound=Callable[..., AttackResult])
+
+
+def register_attack(
+    norms: tuple[Norm, ...], ball: bool, gradient: bool = True, target: str | None = None
+) -> Callable[[AttackFunction], AttackFunction]:
+    """Put the function below into `ATTACKS`, under its name; see `Attack`."""
+
+    def enter(function: AttackFunction) -> AttackFunction:
+        ATTACKS[function.__name__] = Attack(function, norms, ball, gradient, target)
+        return function
+
+    return enter
 
 # %% ../../nbs/04_attack/01_core.ipynb #5cd6312a
 class ZeroGradientWarning(UserWarning):

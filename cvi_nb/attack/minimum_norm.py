@@ -12,7 +12,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .core import AttackResult, Norm, Options, Run, norms, per_sample, project, steepest
+from .core import AttackResult, Norm, Options, Run, norms, per_sample, project, register_attack, steepest
 from ..models import margin
 
 # %% auto #0
@@ -81,6 +81,7 @@ def _nearest_rival(
     return logits, far, steps[torch.arange(len(x), device=x.device), far.argmin(1)]
 
 
+@register_attack((2, math.inf), ball=False)
 def deepfool(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -121,6 +122,7 @@ def _unit(slope: Tensor, norm: Norm) -> Tensor:
     return slope / per_sample(norms(slope, norm).clamp_min(1e-12), slope)
 
 
+@register_attack((2,), ball=False)
 def ddn(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -151,6 +153,7 @@ def ddn(
     return run.result("ddn", steps=steps, gamma=gamma, initial=initial)
 
 # %% ../../nbs/04_attack/05_minimum_norm.ipynb #0b7b9cbe
+@register_attack((2, 0, 1, math.inf), ball=False)
 def fmn(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -235,6 +238,7 @@ def _sigma_zero(run: Run, steps: int, sigma: float, threshold: float, step_size:
         run.keep(clean + delta, rows, run.logits(clean + delta, rows))
 
 
+@register_attack((0,), ball=False)
 def sigma_zero(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -270,6 +274,7 @@ def _best_pair(alpha: Tensor, beta: Tensor, pixels: int, shortlist: int) -> Tens
     return torch.where(value[:, None] > -math.inf, listed.gather(1, pair), -1)
 
 
+@register_attack((0,), ball=False)
 def jsma(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
@@ -390,6 +395,7 @@ def _bisect(run: Run, steps: int) -> None:
         low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
 
 
+@register_attack((2, 0, math.inf), ball=False)
 def minimum_norm(
     model: Callable[[Tensor], Tensor],
     images: Tensor,

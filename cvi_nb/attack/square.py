@@ -22,6 +22,7 @@ from cvi_nb.attack.core import (
     check_positive,
     norms,
     per_sample,
+    register_attack,
 )
 
 # %% auto #0
@@ -140,6 +141,7 @@ def _move_l2(draws: _Draws, delta: Tensor, rows: Tensor, side: int, eps: float) 
     return moved if draws.run.support is None else moved * draws.run.support[rows]
 
 
+@register_attack((math.inf, 2), ball=True, gradient=False)
 def square(
     model: Model,
     images: Tensor,

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attack import ddn, pgd
-from ..attack.core import per_sample
+from ..attack import per_sample
 from ..data import ImageSet, check_images, check_labels
 from .removal import _check_count, _listed, check_maps, random_map
 from .statistics import _bootstrap, _check_groups, compare

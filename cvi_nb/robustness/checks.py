@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attack import ZeroGradientWarning, apgd, apgd_targeted, fgsm, minimum_norm, pgd, square
-from ..attack.ball import Model
-from ..attack.core import AttackResult, Norm, Run, check_count, check_norm, check_positive, per_sample, steepest
+from ..attack import Model
+from ..attack import AttackResult, Norm, Run, check_count, check_norm, check_positive, per_sample, steepest
 from ..data import check_images
 from ..models import Classifier, as_classifier, margin
 from .curves import proportion

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attack.physical import wilson
+from ..attack import wilson
 
 # %% auto #0
 __all__ = ['proportion', 'accuracy_curve', 'mean_interval']

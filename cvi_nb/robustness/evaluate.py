@@ -31,8 +31,8 @@ from cvi_nb.attack import (
     pgd,
     square,
 )
-from ..attack.ball import Model
-from ..attack.core import AttackResult, Norm, Run, check_count, norms
+from ..attack import Model
+from ..attack import AttackResult, Norm, Run, check_count, norms
 from ..data import check_images
 from ..inference import certify, infer_noise
 from ..models import Classifier, Evaluations, as_classifier, margin

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..attack import AttackResult, fgsm
-from ..attack.ball import Model
-from ..attack.core import Norm, check_count, check_positive
+from ..attack import Model
+from ..attack import Norm, check_count, check_positive
 from ..data import check_images, check_labels
 from ..models import as_classifier
 from .curves import proportion
