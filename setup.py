@@ -1,9 +1,11 @@
 """Package metadata, all of it read from settings.ini."""
 
+import os
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
@@ -21,7 +23,20 @@ extras["all"] = sorted({requirement for group in extras.values() for requirement
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 readme = here / "README.md"
 
-# Optional: where it cannot be built, the installation goes on and mean shift runs in PyTorch alone.
+# What is no module but belongs to the package: types, the weights of the digit networks, style sheets, templates.
+data = ["py.typed", "*.json", "*.mplstyle", "*.css", "*.j2", "weights/*.safetensors", "weights/*.json"]
+
+
+class BuildWithoutIndex(build_py):
+    """`_modidx.py` is nbdev's index of the notebooks; nobody needs it who has the package alone."""
+
+    def find_package_modules(self, package, package_dir):
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "_modidx"]
+
+
+# Optional: where it cannot be built, the installation goes on and mean shift runs in PyTorch alone. The code is for GCC
+# and Clang; CVI_PORTABLE=1 leaves it out elsewhere, too.
+portable = os.name == "nt" or os.environ.get("CVI_PORTABLE", "0") not in ("", "0")
 mean_shift = Extension(
     "cvi_nb.clustering._mean_shift",
     sources=["cvi_nb/clustering/_mean_shift.c"],
@@ -41,8 +56,10 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
-    package_data={settings["lib_path"]: ["py.typed", "*.mplstyle", "*.json"]},
-    ext_modules=[mean_shift],
+    package_data={"": data},
+    include_package_data=False,
+    cmdclass={"build_py": BuildWithoutIndex},
+    ext_modules=[] if portable else [mean_shift],
     python_requires=f">={settings['min_python']}",
     install_requires=listed(""),
     extras_require=extras,
