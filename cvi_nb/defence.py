@@ -23,12 +23,22 @@ from torch import Tensor, nn
 
 from .attack import check_count, check_positive, project
 from .data import ImageSet, atomic_path, cache_dir, check_images, check_labels, load_digits
-from .models import Classifier, Evaluations, _frozen, as_classifier, load_classifier, mnist_cnn, save_classifier
+from cvi_nb.models import (
+    Classifier,
+    Evaluations,
+    _frozen,
+    as_classifier,
+    load_classifier,
+    mnist_cnn,
+    read_header,
+    save_classifier,
+    shipped_weights,
+)
 
 # %% auto #0
 __all__ = ['Loss', 'Validation', 'Optimiser', 'Schedule', 'OPTIMISERS', 'SCHEDULES', 'RECIPES', 'DEFENDED', 'Objective', 'plain',
            'gaussian_noise', 'worst_in_ball', 'fgsm_adversarial', 'pgd_adversarial', 'squared_slope', 'doubleback',
-           'insensitive', 'per_sample_lambda', 'TrainingResult', 'train', 'distill', 'load_defended']
+           'insensitive', 'per_sample_lambda', 'TrainingResult', 'train', 'distill', 'recipe', 'load_defended']
 
 # %% ../nbs/05_defence.ipynb #4d3b041a
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -547,41 +557,65 @@ RECIPES: dict[str, tuple[Objective, dict[str, Any]]] = {
 DEFENDED = tuple(RECIPES)
 
 
+def recipe(name: str, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+    """What `load_defended` trains: objective, its settings, and the arguments of `train`, as plain values."""
+    if name not in RECIPES:
+        raise ValueError(f"`name` must be one of {DEFENDED}, got {name!r}.")
+    objective, options = RECIPES[name]
+    options = {"epochs": 12, "batch_size": 128, "seed": seed} | options
+    if quick:
+        options |= {"epochs": -(-options["epochs"] // 3), "batch_size": 32}
+    return {"objective": objective.name, "settings": objective.settings, "options": options}
+
+
 def load_defended(
-    name: str, seed: int = 0, quick: bool = False, device: str | torch.device = "cpu", progress: bool = True
+    name: str,
+    seed: int = 0,
+    quick: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    retrain: bool = False,
 ) -> Classifier:
-    """The digit network defended as `RECIPES` says, trained on demand on the development digits and then cached.
+    """The digit network defended as `RECIPES` says: that of the package for seed 0, else trained on demand and cached.
 
     Parameters
     ----------
     name : "plain" (the same network as `load_classifier("mnist_cnn")`), "fgsm", "pgd", "doubleback", "insensitive" or
         "distilled" (teacher and student)
     seed : of initial weights and training
-    quick : train on every fourth digit for a third of the epochs: for trying things, not for results
+    quick : where a network has to be trained, do so on every fourth digit for a third of the epochs: for trying
+        things, not for results
     device : where the network goes; training runs there too
     progress : show a bar while training, which takes minutes on one CPU thread
+    retrain : train on this machine for seed 0, too
 
     Raises
     ------
     ValueError : an unknown name
     """
-    if name not in RECIPES:
-        raise ValueError(f"`name` must be one of {DEFENDED}, got {name!r}.")
+    asked = recipe(name, seed, quick)
+    if not (retrain or seed) and _is_shipped(name, recipe(name)):
+        return load_classifier("mnist_cnn" if name == "plain" else shipped_weights(name), device=device)
     if name == "plain" and not quick:
-        return load_classifier("mnist_cnn", seed=seed, device=device)
-    objective, options = RECIPES[name]
-    options = {"epochs": 12, "batch_size": 128, "seed": seed, "progress": progress} | options
+        return load_classifier("mnist_cnn", seed=seed, retrain=retrain, device=device)
     digits = load_digits("development")[:: 4 if quick else 1]
-    if quick:
-        options |= {"epochs": -(-options["epochs"] // 3), "batch_size": 32}
-    recipe = json.dumps([objective.name, objective.settings, {k: v for k, v in options.items() if k != "progress"}])
-    path = cache_dir() / f"mnist_cnn-{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}.safetensors"
+    fingerprint = json.dumps([asked["objective"], asked["settings"], asked["options"]])
+    path = cache_dir() / f"mnist_cnn-{name}-{hashlib.sha256(fingerprint.encode()).hexdigest()[:10]}.safetensors"
     if not path.exists():
-        trained = _train_recipe(name, digits, objective, options | {"device": device}, path)
-        save_classifier(trained, path, "mnist_cnn")
+        options = asked["options"] | {"device": device, "progress": progress}
+        save_classifier(_train_recipe(name, digits, RECIPES[name][0], options, path), path, "mnist_cnn")
         for part in path.parent.glob(f"{path.stem}.*.pt"):
             part.unlink()
     return load_classifier(path, device=device, size=28, classes=[str(digit) for digit in range(10)])
+
+
+def _is_shipped(name: str, asked: dict[str, Any]) -> bool:
+    """Whether the package has the network `name`, trained as `asked`."""
+    try:
+        written = read_header(shipped_weights(name))["provenance"]
+    except FileNotFoundError:
+        return False
+    return all(written[key] == value for key, value in asked.items())
 
 
 def _train_recipe(name: str, digits: ImageSet, objective: Objective, options: dict[str, Any], path: Path) -> Classifier:

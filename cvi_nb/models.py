@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from .data import atomic_path, cache_dir, imagenet_classes, load_digits
 
 # %% auto #0
 __all__ = ['Evidence', 'EVIDENCE', 'Evaluations', 'class_mask', 'log_probability', 'probability', 'logit', 'margin', 'f6',
-           'get_evidence', 'Classifier', 'as_classifier', 'fold_batch_norm', 'save_classifier', 'mnist_cnn',
-           'load_classifier']
+           'get_evidence', 'Classifier', 'as_classifier', 'fold_batch_norm', 'save_classifier', 'read_header',
+           'mnist_cnn', 'shipped_weights', 'load_classifier']
 
 # %% ../nbs/01_models.ipynb #2ea58b98
 @dataclass(frozen=True)
@@ -313,10 +314,18 @@ def fold_batch_norm(model: nn.Module, size: int | None = None) -> nn.Module:
     return folded.eval() if same else plain
 
 # %% ../nbs/01_models.ipynb #57ea5778
-def save_classifier(classifier: Classifier, path: str | Path, architecture: str) -> Path:
+def save_classifier(
+    classifier: Classifier,
+    path: str | Path,
+    architecture: str,
+    dtype: torch.dtype | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Path:
     """Write weights and the facts needed to rebuild `classifier` to `path` (.safetensors), whole or not at all.
 
     `architecture` is a name that `load_classifier` knows, such as "mnist_cnn" or "torchvision:resnet18".
+    `dtype` is that of the weights in the file (as they are if None), `provenance` what the header should say of where
+    they come from: plain values, which `read_header` gives back.
     """
 
     from safetensors.torch import save_file
@@ -330,10 +339,12 @@ def save_classifier(classifier: Classifier, path: str | Path, architecture: str)
         "size": classifier.size,
         "folded": isinstance(classifier.model, torch.fx.GraphModule),
         "classes": classifier.classes,
+        "provenance": provenance,
         **{k: None if (v := getattr(classifier, k)) is None else v.flatten().tolist() for k in ("mean", "std")},
     }
     # Clones, since safetensors refuses weights that share memory, as those of a reused module do.
     state = {k: v.detach().cpu().clone().contiguous() for k, v in classifier.model.state_dict().items()}
+    state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in state.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={"cvi_nb": json.dumps(facts)})
     return path
@@ -358,6 +369,12 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{str(path)!r} must hold a state dict of tensors, got {type(state).__name__}.")
     return state, {}
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What `save_classifier` wrote beside the weights: architecture, name, normalisation, classes, provenance."""
+    return _read_weights(Path(path))[1]
+
 
 # %% ../nbs/01_models.ipynb #9cfeefdb
 def mnist_cnn(classes: int = 10) -> nn.Sequential:
@@ -415,11 +432,20 @@ def _efficientnet_lite0(pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     return network, {"mean": [127 / 255] * 3, "std": [128 / 255] * 3, "size": 224, "classes": imagenet_classes()}
 
 
-def _mnist_cnn(pretrained: bool, seed: int = 0) -> tuple[nn.Module, dict[str, Any]]:
+def shipped_weights(name: str) -> Path:
+    """The file of weights that comes with the package under that name; raise `FileNotFoundError` if there is none."""
+    path = Path(str(resources.files(__package__))) / "weights" / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"`name` must be that of weights in {str(path.parent)!r}, got {name!r}.")
+    return path
+
+
+def _mnist_cnn(pretrained: bool, seed: int = 0, retrain: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     facts: dict[str, Any] = {"size": 28, "classes": [str(digit) for digit in range(10)]}
     if not pretrained:
         return mnist_cnn(), facts
-    path = cache_dir() / f"mnist_cnn-{seed}.safetensors"
+    shipped = seed == 0 and not retrain
+    path = shipped_weights("plain") if shipped else cache_dir() / f"mnist_cnn-{seed}.safetensors"
     if not path.exists():
         save_classifier(Classifier(_fit_digits(seed), name="mnist_cnn", **facts), path, "mnist_cnn")
     network = mnist_cnn()
@@ -457,7 +483,7 @@ def _timm(name: str, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     return network, {"mean": config["mean"], "std": config["std"], "size": config["input_size"][-1], "classes": classes}
 
 
-def _build(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def _build(name: str, pretrained: bool, seed: int, retrain: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """Network and facts of a model's name; weights are initialised by `seed`, away from the global generator."""
     source, _, rest = name.partition(":")
     with torch.random.fork_rng(devices=[]):
@@ -465,7 +491,7 @@ def _build(name: str, pretrained: bool, seed: int) -> tuple[nn.Module, dict[str,
         if name == "efficientnet_lite0":
             return _efficientnet_lite0(pretrained)
         if name == "mnist_cnn":
-            return _mnist_cnn(pretrained, seed)
+            return _mnist_cnn(pretrained, seed, retrain)
         if source == "torchvision" and rest:
             return _torchvision(rest, pretrained)
         if source == "timm" and rest:
@@ -483,6 +509,7 @@ def load_classifier(
     pretrained: bool = True,
     fold: bool = True,
     seed: int = 0,
+    retrain: bool = False,
     device: str | torch.device = "cpu",
     **facts: Any,
 ) -> Classifier:
@@ -490,13 +517,15 @@ def load_classifier(
 
     Parameters
     ----------
-    name : "efficientnet_lite0" (real ImageNet weights from a package), "mnist_cnn" (trained on demand, then cached),
+    name : "efficientnet_lite0" (real ImageNet weights from a package), "mnist_cnn" (its weights come with the
+        package for seed 0; for another seed it is trained on demand, then cached),
         "torchvision:NAME", "timm:NAME" (both download weights), or the path of a .safetensors, .pt or .pth file
     architecture : for a path: a name as above, or a module to load the weights into; found in the file's header if
         `save_classifier` wrote it
     pretrained : False for weights freshly initialised by `seed`
     fold : fold batch norms into convolutions where possible (same logits, fewer operations)
     seed : of fresh weights, and of the digit network's training
+    retrain : train "mnist_cnn" on this machine for seed 0, too, rather than take the weights of the package
     device : where to put the weights
     **facts : override `mean`, `std`, `classes`, `size`, `channels_last`, `autocast` of the `Classifier`
 
@@ -510,6 +539,7 @@ def load_classifier(
     if path.suffix in (".safetensors", ".pt", ".pth"):
         state, header = _read_weights(path)
         written, folded = header.pop("architecture", None), header.pop("folded", False)
+        header.pop("provenance", None)
         architecture = architecture if architecture is not None else written
         if architecture is None:
             raise ValueError(
@@ -531,7 +561,7 @@ def load_classifier(
             ) from error
         known |= {"name": path.stem} | {k: v for k, v in header.items() if v is not None}
     else:
-        network, known = _build(str(name), pretrained, seed)
+        network, known = _build(str(name), pretrained, seed, retrain)
         known["name"] = str(name)
     network = (fold_batch_norm(network, known.get("size")) if fold else network.eval()).requires_grad_(False)
     known["channels_last"] = any(isinstance(m, nn.Conv2d) and m.in_channels == 3 for m in network.modules())

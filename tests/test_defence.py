@@ -22,11 +22,12 @@ from cvi_nb.defence import (
     per_sample_lambda,
     pgd_adversarial,
     plain,
+    recipe,
     squared_slope,
     train,
     worst_in_ball,
 )
-from cvi_nb.models import Classifier, Evaluations, _fit_digits, load_classifier
+from cvi_nb.models import Classifier, Evaluations, _fit_digits, load_classifier, read_header, shipped_weights
 
 OBJECTIVES = [
     plain(),
@@ -386,14 +387,37 @@ def test_defended_networks_are_trained_once(tmp_path, monkeypatch):
     monkeypatch.setattr(defence, "load_digits", lambda split: digits)
     for name, (objective, options) in list(defence.RECIPES.items()):
         monkeypatch.setitem(defence.RECIPES, name, (objective, options | {"epochs": 1}))
-        first = load_defended(name, quick=True, progress=False)
+        first = load_defended(name, quick=True, progress=False, retrain=True)
         assert first.classes[3] == "3" and first.size == 28 and first.name == name
         with monkeypatch.context() as patch:
             patch.setattr(defence, "train", None)
-            again = load_defended(name, quick=True)
+            again = load_defended(name, quick=True, retrain=True)
         assert torch.equal(first.logits(digits.images), again.logits(digits.images))
     assert len(list(tmp_path.iterdir())) == len(defence.RECIPES)  # no checkpoints left
     assert all(p.suffix == ".safetensors" for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", defence.DEFENDED)
+def test_shipped_networks_are_those_of_the_recipes(name, tmp_path, monkeypatch):
+    """From the package alone: no cache, no training; recipe, seed and accuracy as the header says."""
+    monkeypatch.setenv("CVI_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(defence, "train", None)
+    model = load_defended(name)
+    written = read_header(shipped_weights(name))["provenance"]
+    assert {key: written[key] for key in ("objective", "settings", "options")} == recipe(name)
+    assert all(torch.equal(w, w.half().float()) for w in model.parameters())
+    assert torch.equal(next(load_defended(name, quick=True).parameters()), next(model.parameters()))
+    digits = load_digits("report")
+    assert model.accuracy(digits.images, digits.labels) == pytest.approx(written["measured"]["accuracy"], abs=0.0015)
+    assert model.classes[3] == "3" and model.size == 28 and not (tmp_path / "none").exists()
+
+
+def test_a_changed_recipe_is_not_answered_from_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("CVI_HOME", str(tmp_path))
+    monkeypatch.setitem(defence.RECIPES, "fgsm", (fgsm_adversarial(0.1), {"epochs": 1}))
+    digits = load_digits("development")[::100]
+    monkeypatch.setattr(defence, "load_digits", lambda split: digits)
+    assert load_defended("fgsm", progress=False).name == "fgsm" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_plain_is_the_digit_network():

@@ -32,7 +32,9 @@ from cvi_nb.models import (
     margin,
     mnist_cnn,
     probability,
+    read_header,
     save_classifier,
+    shipped_weights,
 )
 
 CLASSES = 5
@@ -618,6 +620,41 @@ def test_digit_network_is_trained_once_reproducibly_and_cached(tmp_path, monkeyp
     (path,) = tmp_path.iterdir()
     path.unlink()
     assert torch.equal(load_classifier("mnist_cnn", seed=3)(x), first(x)) and runs == [3, 3]
+    shipped, anew = load_classifier("mnist_cnn"), load_classifier("mnist_cnn", retrain=True)
+    assert runs == [3, 3, 0] and not torch.equal(shipped(x), anew(x))
+
+
+def test_shipped_weights_need_neither_cache_nor_training_nor_data(tmp_path, monkeypatch):
+    """What the bare wheel has: seed 0 comes from the package."""
+    monkeypatch.setenv("CVI_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(models, "_fit_digits", None)
+    monkeypatch.setattr(models, "load_digits", None)
+    model = load_classifier("mnist_cnn")
+    assert model.name == "mnist_cnn" and model.size == 28 and model.classes == tuple("0123456789")
+    assert all(w.dtype == torch.float32 and torch.equal(w, w.half().float()) for w in model.parameters())
+    assert not (tmp_path / "none").exists()
+    header = read_header(shipped_weights("plain"))
+    assert header["architecture"] == "mnist_cnn" and header["provenance"]["options"]["seed"] == 0
+    with pytest.raises(FileNotFoundError, match="`name` must be that of weights"):
+        shipped_weights("none")
+
+
+def test_shipped_network_is_as_its_header_says():
+    measured = read_header(shipped_weights("plain"))["provenance"]["measured"]
+    digits = load_digits("report")
+    assert load_classifier("mnist_cnn").accuracy(digits.images, digits.labels) == pytest.approx(measured["accuracy"], abs=0.0015)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_stored_in_a_dtype_of_choice(small, dtype):
+    model, path = small
+    whole = save_classifier(model, path.with_name("whole.safetensors"), "mnist_cnn").stat().st_size
+    save_classifier(model, path, "mnist_cnn", dtype=dtype, provenance={"seed": 3})
+    assert path.stat().st_size < 0.51 * whole and read_header(path)["provenance"] == {"seed": 3}
+    again = load_classifier(path, architecture=mnist_cnn(4))
+    expected = [w.to(dtype).float() for w in model.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), expected, strict=True))
+    assert model.model[0].weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100])
@@ -629,7 +666,7 @@ def test_a_corrupted_cache_is_retrained_or_refused_by_path(tmp_path, monkeypatch
     path = tmp_path / "mnist_cnn-0.safetensors"
     path.write_bytes(content)
     try:
-        assert load_classifier("mnist_cnn")(images(c=1, side=28)).shape == (4, 10)
+        assert load_classifier("mnist_cnn", retrain=True)(images(c=1, side=28)).shape == (4, 10)
     except ValueError as error:
         assert str(path) in str(error) and path.read_bytes() == content
 
