@@ -328,7 +328,7 @@ def check_maps(maps: Any, images: Tensor, name: str = "maps") -> Tensor:
 
 # %% ../nbs/13_validation.ipynb #3f2aee9d
 def check_mask(mask: Any, images: Tensor, name: str = "support") -> Tensor:
-    """`mask` as booleans shaped like `images` (N, C, H, W), from (H, W), (N, H, W), (1 or N, 1 or C, H, W), bool or 0/1.
+    """`mask` as booleans shaped like `images` (N, C, H, W), from any shape that broadcasts and (N, H, W), bool or 0/1.
 
     Raises
     ------
