@@ -21,7 +21,7 @@ BIN = Path(sys.executable).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("_modidx.py", "__main__.py"))
 
 # Data flows one way: a module imports only from those above it. `plot` is a leaf that anybody may import.
-ORDER = ["data", "models", "clustering", "inference", "attack", "defence", "faithfulness", "robustness"]
+ORDER = ["validation", "statistics", "data", "models", "clustering", "inference", "attack", "defence", "faithfulness", "robustness"]
 ORDER += ["report", "workflow", "cli", "peers"]
 
 
