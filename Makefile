@@ -26,13 +26,13 @@ help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
 
 paper: tex $(STAMP)  ## every figure, table and number, then the PDF: paper/paper.pdf
-	@$(BIN)/python -m cvi_nb.workflow build --profile '$(PROFILE)' --target paper -- $(SNAKEMAKE_ARGS)
+	@$(BIN)/python -m cvi_nb.paper build --profile '$(PROFILE)' --target paper -- $(SNAKEMAKE_ARGS)
 	@cmp -s paper/build/$(PROFILE)/paper.pdf paper/paper.pdf || \
 	  { cp paper/build/$(PROFILE)/paper.pdf paper/.paper.part && mv -f paper/.paper.part paper/paper.pdf; }
 	@echo 'paper/paper.pdf is the $(PROFILE) paper; its figures, tables and executed notebooks: paper/build/$(PROFILE)'
 
 figures: $(STAMP)  ## the same without LaTeX: paper/build/PROFILE
-	@$(BIN)/python -m cvi_nb.workflow build --profile '$(PROFILE)' --target figures -- $(SNAKEMAKE_ARGS)
+	@$(BIN)/python -m cvi_nb.paper build --profile '$(PROFILE)' --target figures -- $(SNAKEMAKE_ARGS)
 	@echo 'figures, tables and executed notebooks: paper/build/$(PROFILE)'
 
 test: $(STAMP)  ## all tests, those in the notebooks included
@@ -52,7 +52,7 @@ export: $(STAMP)  ## write cvi_nb/ from nbs/ and clean the notebooks
 	@PATH="$$PWD/$(BIN):$$PATH" sh -c 'nbdev_export && nbdev_clean'
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb
-	@$(BIN)/python -m cvi_nb.workflow readme README.md
+	@$(BIN)/python -m cvi_nb.paper readme README.md
 
 lock: $(STAMP)  ## bring requirements.lock up to date with settings.ini (UPGRADE=1: newer versions of everything)
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes $(if $(UPGRADE),--upgrade) setup.py --all-extras -o requirements.lock

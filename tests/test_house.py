@@ -21,8 +21,8 @@ BIN = Path(sys.executable).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("_modidx.py", "__main__.py"))
 
 # Data flows one way: a module imports only from those above it. `plot` is a leaf that anybody may import.
-ORDER = ["validation", "statistics", "data", "models", "clustering", "inference", "attack", "defence", "faithfulness", "robustness"]
-ORDER += ["report", "workflow", "cli", "peers"]
+ORDER = ["validation", "statistics", "data", "models", "clustering", "inference", "attack", "defence"]
+ORDER += ["faithfulness", "robustness", "report", "paper", "cli", "peers"]
 
 
 def settings() -> dict[str, str]:
@@ -85,7 +85,7 @@ def test_notebooks_are_clean(copy: Path) -> None:
 
 
 def test_readme_is_that_of_the_index(tmp_path: Path) -> None:
-    from cvi_nb.workflow import render_readme
+    from cvi_nb.paper import render_readme
 
     fresh = render_readme(ROOT / "nbs" / "index.ipynb", tmp_path / "README.md")
     assert fresh.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8"), "run `make readme`"

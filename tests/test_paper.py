@@ -1,4 +1,4 @@
-"""cvi_nb.workflow against independent truth: LaTeX itself, Python's own imports, a killed process."""
+"""cvi_nb.paper against independent truth: LaTeX itself, Python's own imports, a killed process."""
 
 import json
 import re
@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvi_nb import workflow
-from cvi_nb.workflow import (
+from cvi_nb.paper import (
     NotebookError,
     Outputs,
     compare_parameters,
@@ -38,6 +37,7 @@ from cvi_nb.workflow import (
     shard_range,
     typeset,
 )
+from cvi_nb.paper import build as workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "quick", "full")
@@ -60,7 +60,7 @@ def project(tmp_path: Path) -> Path:
     write_notebook(
         tmp_path / "nbs" / "paper" / "ink.ipynb",
         "out_dir = ''\nimages = 100\nwait = 0.0",
-        "from cvi_nb.workflow import Outputs, check_parameters\ncheck_parameters()\nout = Outputs(out_dir, 'ink')",
+        "from cvi_nb.paper import Outputs, check_parameters\ncheck_parameters()\nout = Outputs(out_dir, 'ink')",
         "from sklearn.datasets import load_digits\nimport time\nout.numbers(mean=load_digits().images[:images].mean())",
         "time.sleep(wait)\nassert images < 500, 'too many images'",
     )
@@ -227,7 +227,7 @@ def test_a_notebook_without_parameters_is_refused(tmp_path: Path) -> None:
 
 
 def test_check_parameters_outside_a_notebook() -> None:
-    code = "from cvi_nb.workflow import check_parameters; check_parameters()"
+    code = "from cvi_nb.paper import check_parameters; check_parameters()"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "must be called in a notebook" in answer.stderr
 
@@ -341,7 +341,7 @@ def test_a_killed_run_leaves_nothing(project: Path) -> None:
     """kill -9 after the files are written, before the last cell ends: none is in place, and the next run is fine."""
     notebook, build = project / "nbs/paper/ink.ipynb", project / "build"
     code = (
-        f"from cvi_nb.workflow import run_notebook; run_notebook({str(notebook)!r}, {str(build)!r}, {{'wait': 600.0}})"
+        f"from cvi_nb.paper import run_notebook; run_notebook({str(notebook)!r}, {str(build)!r}, {{'wait': 600.0}})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     staged = build / ".staging" / "ink" / "numbers" / "ink.json"
