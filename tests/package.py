@@ -105,7 +105,7 @@ def install(wheel: Path, place: Path, python: str, resolution: str) -> Path:
 
 def examples(text: str, language: str) -> list[str]:
     """The fenced blocks of a Markdown text in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+    return [body for name, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M) if name == language]
 
 
 def commands(text: str) -> list[str]:
