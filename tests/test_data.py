@@ -5,6 +5,7 @@ import io
 import os
 import random
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -23,6 +24,7 @@ from cvi_nb.data import (
     cache_dir,
     check_images,
     check_labels,
+    csv_safe,
     from_dataset,
     imagenet_classes,
     load_digits,
@@ -115,6 +117,29 @@ def test_check_labels_accepts():
     assert check_labels([], 0, 10).shape == (0,)
 
 
+# Tables for spreadsheets ----------------------------------------------------------------------------------------------
+
+
+def test_csv_safe(tmp_path):
+    import pandas as pd
+
+    names = ["=1+1.png", "+a", "-b", "@c", "\td", "\re", "\uff1df", "g=h", "", "'i"]
+    frame = pd.DataFrame({"name": names, "=label": range(-3, 7), "share": [-0.5, np.nan] * 5}, index=["=x"] * 10)
+    kept = frame.copy()
+    safe = csv_safe(frame)
+    assert frame.equals(kept), "a copy"
+    assert list(safe["name"]) == ["'=1+1.png", "'+a", "'-b", "'@c", "'\td", "'\re", "'\uff1df", "g=h", "", "'i"]
+    assert list(safe.columns) == ["name", "'=label", "share"] and set(safe.index) == {"'=x"}
+    assert (
+        np.array_equal(safe["share"], frame["share"], equal_nan=True) and safe["'=label"].dtype == frame["=label"].dtype
+    )
+    assert csv_safe(pd.DataFrame()).empty and csv_safe(frame[["name"]].astype("category")).iloc[0, 0] == "'=1+1.png"
+    twice = pd.DataFrame([["=a", 1.0]], columns=["x", "x"])
+    assert csv_safe(twice).iloc[0].tolist() == ["'=a", 1.0]
+    with pytest.raises(TypeError, match="`frame` must be"):
+        csv_safe(["=a"])
+
+
 # Files that are whole -------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +158,47 @@ def test_atomic_path(tmp_path):
     assert target.read_text() == "one" and os.listdir(target.parent) == ["a.txt"]
     with pytest.raises(IsADirectoryError), atomic_path(tmp_path):
         pass
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """A process is killed while it writes; the next writer in the folder cleans up, but not after one that lives."""
+    code = (
+        "import sys, time; from cvi_nb.data import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as path:\n"
+        "    path.write_text('half'); print('ready', flush=True); time.sleep(60)"
+    )
+    start = [sys.executable, "-c", code]
+    with (
+        subprocess.Popen([*start, tmp_path / "a.txt"], stdout=subprocess.PIPE) as one,
+        subprocess.Popen([*start, tmp_path / "b.txt"], stdout=subprocess.PIPE) as other,
+    ):
+        assert one.stdout.readline() == other.stdout.readline() == b"ready\n"
+        one.kill()
+        one.wait()
+        assert len(os.listdir(tmp_path)) == 2
+        foreign = tmp_path / ".c-part-1-ffffff-0123456789ab.txt"  # of another machine, new
+        old = tmp_path / ".d-part-1-ffffff-0123456789ab.txt"
+        mine = tmp_path / ".hidden.part.txt"
+        for path in (foreign, old, mine):
+            path.write_text("half")
+        os.utime(old, (0, 0))
+        os.utime(mine, (0, 0))
+        with atomic_path(tmp_path / "e.txt") as path:
+            path.write_text("new")
+        left = sorted(os.listdir(tmp_path))
+        assert [name[:3] for name in left] == [".b-", ".c-", ".hi", "e.t"]
+        other.kill()
+    with atomic_path(tmp_path / "e.txt") as path:
+        path.write_text("new")
+    assert sorted(os.listdir(tmp_path)) == [foreign.name, mine.name, "e.txt"]
+
+
+@pytest.mark.parametrize("name", ["\U0001f600" * 60 + ".png", "a" * 251 + ".png", "no suffix", ".hidden", "a.tar.gz"])
+def test_atomic_path_takes_any_name(tmp_path, name):
+    with atomic_path(tmp_path / name) as path:
+        path.write_text("x")
+        assert path.suffix == (tmp_path / name).suffix
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_atomic_path_writes_through_links_and_respects_umask(tmp_path):
@@ -271,12 +337,13 @@ def test_views_are_fixed(photos):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [{"split": "test"}, {"collection": "coco"}, {"size": 0}, {"size": (2, 2)}, {"views": 0}, {"views": 1.5},
-     {"split": "development"}],
+    "arguments, error",
+    [({"split": "test"}, ValueError), ({"collection": "coco"}, ValueError), ({"size": 0}, ValueError),
+     ({"size": (2, 2)}, TypeError), ({"views": 0}, ValueError), ({"views": 1.5}, TypeError),
+     ({"split": "development"}, ValueError), ({"unlabelled": 1}, TypeError), ({"size": True}, TypeError)],
 )  # fmt: skip
-def test_photos_refuse(arguments):
-    with pytest.raises(ValueError):
+def test_photos_refuse(arguments, error):
+    with pytest.raises(error, match=f"`{next(iter(arguments))}` must be"):
         load_photos(**arguments)
 
 
@@ -445,13 +512,29 @@ def test_bad_files_are_refused_by_name(tmp_path, monkeypatch):
         load_image(tmp_path / "whole.png")
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, True, (3,), (3, 0), "big"])
-def test_bad_sizes(tmp_path, size):
+@pytest.mark.parametrize(
+    "size, error",
+    [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), ((3,), ValueError), ((3, 0), ValueError),
+     ((3, 2.0), TypeError), ("big", TypeError), (np.float32(3), TypeError)],
+)  # fmt: skip
+def test_bad_sizes(tmp_path, size, error):
     path = saved(tmp_path / "a.png", rgb())
-    with pytest.raises(ValueError, match="`size`"):
+    with pytest.raises(error, match=r"`size` must be .*got"):
         load_image(path, size)
-    with pytest.raises(ValueError, match="`channels`"):
-        load_image(path, channels=4)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path, photos):
+    path = saved(tmp_path / "a.png", rgb())
+    image = load_image(path, (3, 4), channels=1)
+    for size in ((np.int32(3), torch.tensor(4)), [3, np.uint8(4)]):
+        assert torch.equal(load_image(path, size, channels=np.int64(1), max_pixels=np.int64(1000)), image)
+    again = load_photos(size=np.int64(224), views=np.int16(1))
+    assert torch.equal(again.images, photos.images)
+    for bad, error in ((4, ValueError), (1.0, TypeError), ("3", TypeError)):
+        with pytest.raises(error, match="`channels` must be"):
+            load_image(path, channels=bad)
+    with pytest.raises(TypeError, match="`path` must be"):
+        load_image(None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -471,15 +554,178 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, where, what, kind):
         assert path.name in str(error)
 
 
+def fitted(values, size):
+    return data._fitted(data._Pixels(values), size)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.tuples(st.integers(1, 30), st.integers(1, 30)), st.floats(0, 1))
 def test_fitting_keeps_constants_and_range(h, w, size, level):
-    flat = data._fitted(np.full((h, w, 3), level, dtype=np.float32), size)
+    flat = fitted(np.full((h, w, 3), level, dtype=np.float32), size)
     assert flat.shape == (*size, 3) and np.allclose(flat, level, atol=1e-5)
-    noisy = data._fitted((np.random.default_rng(h).random((h, w, 1)) > 0.5).astype(np.float32), size)
+    noisy = fitted((np.random.default_rng(h).random((h, w, 1)) > 0.5).astype(np.float32), size)
     assert noisy.min() >= 0 and noisy.max() <= 1
     mirrored = np.random.default_rng(w).random((h, w, 1)).astype(np.float32)
-    assert np.allclose(data._fitted(mirrored, size)[:, ::-1], data._fitted(mirrored[:, ::-1].copy(), size), atol=1e-4)
+    assert np.allclose(fitted(mirrored, size)[:, ::-1], fitted(mirrored[:, ::-1].copy(), size), atol=1e-4)
+
+
+def test_large_images_in_strips(tmp_path, monkeypatch):
+    """Any kind of file, any orientation: strips give what one go gives, up to the last bit."""
+    array = rgb(50, 70)
+    exif = Image.Exif()
+    paths = [tmp_path / "deep.png"]
+    paths[0].write_bytes(png(16, 6, [row.tobytes() for row in np.dstack([array, array]).astype(">u2")[..., :4] * 257]))
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        paths.append(saved(tmp_path / f"{orientation}.png", np.dstack([array, array[..., :1]]), exif=exif))
+        paths.append(saved(tmp_path / f"{orientation}.tif", array[..., 0].astype(np.uint16) * 257, exif=exif))
+    whole = {(path, size): load_image(path, size) for path in paths for size in ((9, 31), 64, None)}
+    monkeypatch.setattr(data, "_AT_ONCE", 0)
+    for strip in (1, 300, 10**9):
+        monkeypatch.setattr(data, "_STRIP", strip)
+        for (path, size), image in whole.items():
+            assert (load_image(path, size) - image).abs().max() <= 2e-7
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads VmHWM")
+def test_a_huge_image_takes_little_memory(tmp_path):
+    """A 9,400² PNG of a few hundred kB for a picture of 64 pixels: 2.4 GB once."""
+    path = tmp_path / "huge.png"
+    path.write_bytes(png(8, 2, [bytes(3 * 9400)] * 9400))
+    assert path.stat().st_size < 300_000
+    code = (
+        "import re, sys; from cvi_nb.data import load_image; peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', "
+        "open('/proc/self/status').read())[1]); before = peak(); image = load_image(sys.argv[1], 64); "
+        "assert image.shape == (1, 3, 64, 64) and not image.any(); print((peak() - before) // 1024)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) < 700  # MB
+
+
+def test_the_size_is_limited_before_anything_is_unpacked(tmp_path):
+    path = saved(tmp_path / "a.png", rgb(40, 50))
+    assert load_image(path, max_pixels=2000).shape == (1, 3, 40, 50)
+    with pytest.raises(ValueError, match=r"a\.png: too large \(50 × 40 pixels, limit 1999\).*`max_pixels`"):
+        load_image(path, max_pixels=1999)
+    with pytest.raises(ValueError, match=r"too large"):
+        load_folder(tmp_path, max_pixels=10)
+    with pytest.warns(UserWarning, match="too large"), pytest.raises(ValueError, match="no image could be read"):
+        load_folder(tmp_path, max_pixels=10, skip_bad=True)
+    for bad, error in ((0, ValueError), (1e6, TypeError), (None, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="`max_pixels` must be"):
+            load_image(path, max_pixels=bad)
+    lies = bytearray(png(8, 2, [bytes(3)]))
+    lies[16:24] = struct.pack(">II", 2**31 - 1, 2**31 - 1)
+    lies[29:33] = struct.pack(">I", zlib.crc32(lies[12:29]))
+    (tmp_path / "lies.png").write_bytes(lies)
+    with pytest.raises(ValueError, match=r"lies\.png: (too large|not a readable)"):
+        load_image(tmp_path / "lies.png", 8)
+
+
+@pytest.mark.parametrize("depth, colour", [(8, 0), (8, 2), (8, 4), (8, 6), (16, 0), (16, 2), (16, 4), (16, 6)])
+@pytest.mark.parametrize("rows", [0, 1, 9, 10])
+def test_a_png_with_too_few_rows_is_refused(tmp_path, depth, colour, rows):
+    """Pillow fills them with black, and torchvision's decoder ends Python: 75 bytes are enough for that."""
+    row = b"\x80" * (10 * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth // 8)
+    content = bytearray(png(depth, colour, [row] * rows or [b""]))
+    content[16:24] = struct.pack(">II", 10, 10)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path = tmp_path / "short.png"
+    path.write_bytes(content)
+    if rows == 10:
+        assert load_image(path).shape == (1, 3, 10, 10)
+        return
+    with pytest.raises(ValueError, match=r"short\.png: not a readable image"):
+        load_image(path)
+    saved(tmp_path / "whole.png", rgb(10, 10))
+    with pytest.warns(UserWarning, match=r"short\.png"):
+        assert load_folder(tmp_path, None, skip_bad=True).names == ("whole.png",)
+
+
+def test_the_file_that_ended_python(tmp_path):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 25)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert len(content) < 80
+    (tmp_path / "short.png").write_bytes(content)
+    code = f"from cvi_nb.data import load_image; load_image({str(tmp_path / 'short.png')!r})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 1 and "short.png: not a readable image (ValueError: its stream holds" in answer.stderr
+
+
+def test_an_interlaced_png_is_measured_too(tmp_path):
+    """The seven pictures of Adam7, written by hand; one row less is refused."""
+    array = np.random.default_rng(0).integers(0, 65536, (11, 13, 3)).astype(">u2")
+    body = b""
+    for x, y, across, down in data._ADAM7:
+        body += b"".join(b"\0" + row.tobytes() for row in array[y::down, x::across] if row.size)
+
+    def written(stream):
+        content = png(16, 2, [bytes(13 * 6)])
+        header = struct.pack(">IIBBBBB", 13, 11, 16, 2, 0, 0, 1)
+        packed = zlib.compress(stream)
+        chunks = [(b"IHDR", header), (b"IDAT", packed[:40]), (b"tEXt", b"a\0b"), (b"IDAT", packed[40:]), (b"IEND", b"")]
+        chunks = [chunks[0], chunks[2], chunks[1], chunks[3], chunks[4]]
+        content = content[:8]
+        for kind, part in chunks:
+            content += struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        (tmp_path / "a.png").write_bytes(content)
+        return tmp_path / "a.png"
+
+    image = load_image(written(body))[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(image, array.astype(np.float32) / 65535)
+    for wrong in (body[:-79], body + b"\0"):
+        with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+            load_image(written(wrong))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([0, 2, 4, 6]), st.floats(0, 1), st.binary(max_size=8), st.booleans())
+def test_a_damaged_deep_png_is_read_or_refused(tmp_path_factory, colour, where, what, cut):
+    """Overwritten or cut anywhere: a valid image or an error that names the file; in one process, so no crash."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    array = np.random.default_rng(1).integers(0, 65536, (6, 5, channels)).astype(">u2")
+    content = bytearray(png(16, colour, [row.tobytes() for row in array]))
+    start = int(where * (len(content) - 1))
+    content[start : start + len(what)] = what
+    path = tmp_path_factory.mktemp("deep") / "damaged.png"
+    path.write_bytes(content[:start] if cut else content)
+    try:
+        check_images(load_image(path))
+    except ValueError as error:
+        assert path.name in str(error)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_pipes_devices_and_links_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone")
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    with pytest.raises(ValueError, match=r"pipe\.png: not a readable image \(it is a named pipe\)"):
+        load_image(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"/dev/zero: not a readable image \(it is a device\)"):
+        load_image("/dev/zero")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        load_image(tmp_path / "nowhere.png")
+    for path in (tmp_path / "circle.png", "a\0b.png", "x" * 5000):
+        with pytest.raises(ValueError, match="not a readable image"):
+            load_image(path)
+    saved(tmp_path / "whole.png", rgb())
+    with pytest.raises((ValueError, FileNotFoundError)):
+        load_folder(tmp_path)
+    with pytest.warns(UserWarning, match=r"(?s)3 unreadable.*circle.*nowhere.*pipe"):
+        assert load_folder(tmp_path, skip_bad=True).names == ("whole.png",)
+
+
+def test_only_pictures_are_opened(tmp_path):
+    """Pillow would hand an EPS file to another program."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n showpage\n")
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        load_image(tmp_path / "a.png")
 
 
 # Folders and data sets ------------------------------------------------------------------------------------------------
