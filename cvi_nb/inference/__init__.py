@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/03_inference.ipynb #365b4204
-from .certificate import Certificate, certify
+from .certificate import Certificate, Ellipsoid, certify, smoothed_votes
+from .exact import ExactPosterior, all_masks, enumerate_evidence, exact_posterior
 from .interfaces import quantus_explain
-from .modes import MixturePosterior, Mode, infer_modes, stroke_partition
-from .noise import NoisePosterior, infer_noise
+from .modes import Marginals, MixturePosterior, Mode, ModesOptions, infer_modes, stroke_partition
+from .noise import GaussianNoise, NoiseOptions, NoisePosterior, infer_noise
 from cvi_nb.inference.perturbation import (
     BASELINES,
     PARTITIONS,
@@ -22,7 +23,7 @@ from cvi_nb.inference.perturbation import (
     mean_shift_partition,
     paint,
 )
-from .presence import CVI, ExactPosterior, Posterior, bernoulli_kl, exact_posterior
+from .presence import CVI, Posterior, bernoulli_kl
 from .sets import ClusterSet, necessary_set, sufficient_set
 
 __all__ = [
@@ -32,16 +33,23 @@ __all__ = [
     "Baseline",
     "Certificate",
     "ClusterSet",
+    "Ellipsoid",
     "ExactPosterior",
+    "GaussianNoise",
+    "Marginals",
     "MixturePosterior",
     "Mode",
+    "ModesOptions",
+    "NoiseOptions",
     "NoisePosterior",
     "Partitioner",
     "Posterior",
+    "all_masks",
     "bernoulli_kl",
     "blurred",
     "certify",
     "collect",
+    "enumerate_evidence",
     "exact_posterior",
     "grid_partition",
     "infer_modes",
@@ -51,6 +59,7 @@ __all__ = [
     "necessary_set",
     "paint",
     "quantus_explain",
+    "smoothed_votes",
     "stroke_partition",
     "sufficient_set",
 ]
