@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import binomtest, norm
 
-from cvi_nb.inference.certificate import certify, clopper_pearson, smoothed_votes
-from cvi_nb.inference.noise import infer_noise
+from cvi_nb.inference import certify, infer_noise, smoothed_votes
+from cvi_nb.statistics import clopper_pearson
 
 SLOPES = torch.linspace(-1.0, 2.0, 20).view(1, 5, 4)
 SIGMA = torch.linspace(0.1, 0.8, 20).view(1, 5, 4)
@@ -32,7 +32,7 @@ def lead_probability(x, sigma):
 @pytest.mark.parametrize("confidence", [0.9, 0.999])
 def test_clopper_pearson_against_scipy(confidence):
     hits = torch.tensor([0, 1, 37, 99, 100])
-    ours = clopper_pearson(hits, 100, confidence)
+    ours, _ = clopper_pearson(hits, 100, confidence, side="lower")
     for k, bound in zip(hits.tolist(), ours.tolist(), strict=True):
         exact = binomtest(k, 100, alternative="greater").proportion_ci(confidence, method="exact").low
         assert bound == pytest.approx(exact, abs=1e-9)
@@ -146,5 +146,21 @@ def test_takes_a_posterior_and_float64():
     ],
 )
 def test_bad_input_is_refused_by_name(deviation, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         certify(linear, image(), deviation, **options)
+
+
+@pytest.mark.parametrize("evaluate", [smoothed_votes, certify])
+def test_one_output_is_refused_with_the_remedy(evaluate):
+    """Its only class would win every vote: a certificate of nothing."""
+    with pytest.raises(ValueError, match=r"torch\.cat\(\[-z, z\], 1\)"):
+        evaluate(lambda x: linear(x)[:, :1], image(), 0.3)
+    two = evaluate(lambda x: torch.cat([-linear(x)[:, :1], linear(x)[:, :1]], 1), image(), 0.3)
+    assert two is not None
+
+
+def test_logits_that_are_no_number_are_refused_and_a_masked_class_is_not():
+    with pytest.raises(ValueError, match="NaN"):
+        certify(lambda x: linear(x) * math.nan, image(), 0.3)
+    masked = lambda x: torch.cat([linear(x), torch.full((len(x), 1), -math.inf)], 1)  # noqa: E731
+    assert torch.equal(certify(masked, image(), 0.3).probability, certify(linear, image(), 0.3).probability)

@@ -1,5 +1,6 @@
 """Posteriors with shared beliefs, against enumeration of small games."""
 
+import inspect
 import math
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvi_nb.data import load_digits
-from cvi_nb.inference.modes import Products, all_masks, fit_chain, fit_surrogate, infer_modes, stroke_partition
+from cvi_nb.inference import all_masks, exact_posterior, infer_modes, stroke_partition
+from cvi_nb.inference.densities import Products, fit_chain
+from cvi_nb.inference.surrogate import doubt, draw_functions, fit_surrogate, informative_masks, spread
 
 LABELS = torch.arange(6).view(2, 3)
 WHITE = torch.ones(1, 1, 2, 3)
@@ -103,25 +106,27 @@ def test_the_next_mask_is_the_most_informative_one():
         covariance = prior - cross @ torch.linalg.solve(gram, cross.T)
         return float((lever * (covariance @ lever)).sum())
 
-    found = process.informative(mass, 3, torch.Generator())
+    found = informative_masks(process, mass, 3, torch.Generator())
     known = seen
     for mask in found:
         rest = [z for z in cube if not bool((z == known).all(1).any())]
         best = min(left(torch.cat([known, z[None]])) for z in rest)
         known = torch.cat([known, mask[None]])
         assert left(known) == pytest.approx(best, rel=1e-6)
-    assert len(process.informative(mass, 99, torch.Generator())) == 20
-    doubt = process.spread(cube).diagonal() + process.scale**2 * process.nugget
-    assert torch.allclose(process.doubt(cube), doubt, atol=1e-8)
+    assert len(informative_masks(process, mass, 99, torch.Generator())) == 20
+    expected = spread(process, cube).diagonal() + process.scale**2 * process.nugget
+    assert torch.allclose(doubt(process, cube), expected, atol=1e-8)
 
 
 def test_intervals_at_other_levels():
     found = infer_modes(either, WHITE, 0, partition=LABELS, baseline=0.0, evidence=take, budget=40)
-    assert torch.allclose(found.credible_interval(0.9), found.interval, atol=1e-5)
-    narrow, wide = found.credible_interval(0.5), found.credible_interval(0.99)
+    assert torch.allclose(found.confidence_interval(0.9), found.interval, atol=1e-5)
+    narrow, wide = found.confidence_interval(0.5), found.confidence_interval(0.99)
     assert (wide[..., 0] <= narrow[..., 0] + 1e-6).all() and (wide[..., 1] >= narrow[..., 1] - 1e-6).all()
-    with pytest.raises(ValueError, match="`level` must be in"):
-        found.credible_interval(1)
+    with pytest.raises(ValueError, match="`level` must be"):
+        found.confidence_interval(1)
+    with pytest.warns(DeprecationWarning, match="confidence_interval"):
+        assert torch.equal(found.credible_interval(0.5), narrow)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -153,3 +158,45 @@ def test_strokes_are_twelve():
 def test_errors_name_the_argument(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must"):
         infer_modes(either, WHITE, 0, partition=LABELS, baseline=0.0, evidence=take, **{name: value})
+
+
+def test_the_process_is_drawn_as_it_is():
+    """Functions drawn on all masks have the mean and the covariance of the conditioned process."""
+    cube = all_masks(4)
+    process = fit_surrogate(cube[::3], -cube[::3].sum(1) + cube[::3, 0] * cube[::3, 1], steps=3)
+    functions = draw_functions(process, 20_000, torch.Generator().manual_seed(0))
+    assert torch.allclose(functions.mean(0), process(cube), atol=0.02)
+    assert torch.allclose(functions.T.cov(), spread(process, cube), atol=0.02)
+
+
+def test_options_that_nobody_has_are_refused():
+    with pytest.raises(TypeError, match=r"`particle` must be an option of infer_modes.*did you mean `particles`"):
+        infer_modes(either, WHITE, 0, partition=LABELS, particle=3)
+    known = inspect.signature(infer_modes).parameters
+    assert {"budget", "particles", "shared", "bandwidth", "batch_size", "seed", "progress"} <= set(known)
+
+
+def test_one_output_is_refused_with_the_remedy_but_for_its_own_evidence():
+    network = lambda x: x.mean((1, 2, 3))[:, None]  # noqa: E731
+    for found in (infer_modes, lambda m, x, t, **o: exact_posterior(m, x, o["partition"], t)):
+        with pytest.raises(ValueError, match=r"torch\.cat\(\[-z, z\], 1\)"):
+            found(network, WHITE, 0, partition=LABELS)
+    assert infer_modes(network, WHITE, 0, partition=LABELS, evidence="logit").bound.isfinite()
+    assert exact_posterior(network, WHITE, LABELS, 0, evidence="logit").banzhaf.sum() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients(mode):
+    options = {"partition": LABELS, "baseline": 0.0, "evidence": take, "budget": 40}
+    expected = infer_modes(either, WHITE, 0, **options)
+    with mode():
+        found = infer_modes(either, WHITE.clone(), 0, **options)
+    assert torch.equal(found.probability, expected.probability)
+
+
+@pytest.mark.parametrize("target", [0, torch.tensor([0], dtype=torch.int32), torch.tensor(0), [0]])
+def test_forms_of_a_target(target):
+    options = {"partition": LABELS, "baseline": 0.0, "budget": 40}
+    network = lambda x: x.flatten(1)  # noqa: E731
+    found = infer_modes(network, WHITE, target, **options)
+    assert torch.equal(found.probability, infer_modes(network, WHITE, 0, **options).probability)

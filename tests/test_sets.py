@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cvi_nb.inference.modes import all_masks, infer_modes
+from cvi_nb.inference import all_masks, infer_modes
 from cvi_nb.inference.sets import necessary_set, sufficient_set
 from cvi_nb.models import as_classifier
 

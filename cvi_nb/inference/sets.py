@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .certificate import clopper_pearson
+from ..statistics import clopper_pearson
 from .modes import MixturePosterior, Surrogate
 from .perturbation import paint
 from ..models import Evaluations
@@ -159,7 +159,7 @@ def sufficient_set(
     while True:
         risk, draws = risk / 2, min(_FRESH, judge.left)
         kept = trial(members, draws)
-        bound = float(clopper_pearson(torch.tensor([kept]), draws, 1 - risk))
+        bound = float(clopper_pearson(kept, draws, 1 - risk, side="lower")[0])
         missing = [r for r in order if not members[r]]
         if bound >= 1 - alpha or judge.left < _FRESH or not missing:
             return judge.found(members, True, bound >= 1 - alpha, kept, draws, bound)
