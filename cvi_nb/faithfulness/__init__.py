@@ -6,9 +6,35 @@
 __all__ = []
 
 # %% ../../nbs/06_faithfulness.ipynb #f83254eb
-from .confined import ConfinedResult, attack_confined, critical_support, patch_map
+from cvi_nb.faithfulness.bench import (
+    CONTROLS,
+    FILLS,
+    METRICS,
+    Bench,
+    Metric,
+    Scores,
+    centre_map,
+    edge_map,
+    fill,
+    image_rows,
+    metric,
+    old_order,
+    random_map,
+    removal_path,
+    removal_ranks,
+    rise_blur,
+    separable,
+)
+from cvi_nb.faithfulness.confined import (
+    ConfinedOptions,
+    ConfinedResult,
+    attack_confined,
+    critical_support,
+    patch_map,
+)
 from .evaluation import FaithfulnessResult, evaluate_faithfulness, quality_against_budget
 from .form import complexity, sparseness
+from .imputation import RoadResult, impute, road
 from cvi_nb.faithfulness.localisation import (
     Mosaics,
     grid_pointing_game,
@@ -17,23 +43,9 @@ from cvi_nb.faithfulness.localisation import (
     relevance_mass,
     relevance_rank,
 )
-from cvi_nb.faithfulness.removal import (
-    CONTROLS,
-    Baseline,
-    PixelCurve,
-    TileDegradation,
-    centre_map,
-    check_maps,
-    deletion,
-    edge_map,
-    insertion,
-    random_map,
-    tile_degradation,
-)
-from .imputation import RoadResult, impute, road
+from .removal import PixelCurve, TileDegradation, deletion, insertion, tile_degradation
 from cvi_nb.faithfulness.sampling import (
     RegionCurve,
-    Scores,
     SensitivityN,
     infidelity,
     necessity,
@@ -49,17 +61,23 @@ from cvi_nb.faithfulness.sanity import (
     max_sensitivity,
     model_randomisation,
     overwritten,
-    rank_correlation,
     seed_agreement,
     target_randomisation,
 )
-from .statistics import compare, holm, paired_bootstrap, signed_rank
+from ..inference import Baseline
+from ..statistics import compare, holm, paired_bootstrap, rank_correlation, signed_rank
+from ..validation import check_maps
 
 __all__ = [
     "CONTROLS",
+    "FILLS",
+    "METRICS",
     "Baseline",
+    "Bench",
+    "ConfinedOptions",
     "ConfinedResult",
     "FaithfulnessResult",
+    "Metric",
     "Mosaics",
     "PixelCurve",
     "RegionCurve",
@@ -78,17 +96,21 @@ __all__ = [
     "deletion",
     "edge_map",
     "evaluate_faithfulness",
+    "fill",
     "grid_pointing_game",
     "holm",
+    "image_rows",
     "impute",
     "infidelity",
     "insertion",
     "label_randomisation",
     "layer_names",
     "max_sensitivity",
+    "metric",
     "model_randomisation",
     "mosaics",
     "necessity",
+    "old_order",
     "overwritten",
     "paired_bootstrap",
     "patch_map",
@@ -98,10 +120,14 @@ __all__ = [
     "rank_correlation",
     "relevance_mass",
     "relevance_rank",
+    "removal_path",
+    "removal_ranks",
     "removal_shares",
+    "rise_blur",
     "road",
     "seed_agreement",
     "sensitivity_n",
+    "separable",
     "signed_rank",
     "sparseness",
     "sufficiency",

@@ -10,22 +10,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attack import ddn, pgd
-from ..attack import per_sample
-from ..data import ImageSet, check_images, check_labels
-from .removal import _check_count, _listed, check_maps, random_map
-from .statistics import _bootstrap, _check_groups, compare
+from ..data import ImageSet
+from .bench import image_rows, old_order, random_map
 from ..models import Evaluations, as_classifier
+from ..plot import PAGE, style
+from ..statistics import bootstrap_mean, compare
+from cvi_nb.validation import (
+    check_batch_size,
+    check_flag,
+    check_integer,
+    check_labels,
+    check_logits,
+    check_maps,
+    check_options,
+    check_partition,
+    check_real,
+    check_seed,
+    listed,
+)
 
 # %% auto #0
-__all__ = ['critical_support', 'patch_map', 'ConfinedResult', 'attack_confined']
+__all__ = ['CHANCE', 'critical_support', 'patch_map', 'ConfinedOptions', 'ConfinedResult', 'attack_confined']
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #13f955b7
+def _by_cluster(values: Tensor, labels: Tensor) -> Tensor:
+    """Values (B, N) by which clusters rank as wholes: the place of each pixel's cluster mean, first cluster first."""
+    size = int(labels.max()) + 1
+    empty = values.new_zeros(len(values), size)
+    mean = empty.scatter_add(1, labels, values) / empty.scatter_add(1, labels, torch.ones_like(values)).clamp_min(1)
+    order = mean.argsort(dim=1, descending=True, stable=True)  # equal means keep the clusters' order, and stay whole
+    places = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=order.device).expand_as(order))
+    return -places.gather(1, labels).double()
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #a600d1a8
 def critical_support(maps: Any, area: float, partition: Tensor | None = None) -> Tensor:
@@ -42,47 +67,98 @@ def critical_support(maps: Any, area: float, partition: Tensor | None = None) ->
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         An area outside (0, 1], maps that are not finite, or shapes that differ.
+
+    Warns
+    -----
+    UserWarning
+        A map is constant: ties alone decide.
     """
-    values = torch.as_tensor(maps)
-    if values.ndim != 3 or not values.isfinite().all():
-        raise ValueError(f"`maps` must be finite, of shape (B, H, W), got shape {tuple(values.shape)}")
-    if isinstance(area, bool) or not isinstance(area, int | float) or not 0 < area <= 1:
-        raise ValueError(f"`area` must be in (0, 1], got {area!r}")
-    flat = values.flatten(1).double()
+    values, area = torch.as_tensor(maps), check_real(area, "area", above=0, most=1)
+    if values.ndim != 3:
+        raise ValueError(f"`maps` must have shape (B, H, W), got {tuple(values.shape)}")
+    flat = check_maps(values, values[:, None]).flatten(1).double()
     if partition is not None:
-        _check_partition(partition, values.shape)
-        flat = _by_cluster(flat, partition.to(values.device).flatten(1))
+        labels = check_partition(partition, len(values), values.shape[1:])
+        flat = _by_cluster(flat, labels.to(values.device).flatten(1))
     count = max(1, round(area * flat.shape[1]))
     chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, chosen, True).view(values.shape)
 
-
-def _check_partition(partition: Tensor, shape: Sequence[int]) -> None:
-    if tuple(partition.shape) != tuple(shape) or partition.is_floating_point() or int(partition.min()) < 0:
-        raise ValueError(f"`partition` must hold cluster numbers of shape {tuple(shape)}, got {partition.dtype} "
-                         f"{tuple(partition.shape)}")
-
-
-def _by_cluster(values: Tensor, labels: Tensor) -> Tensor:
-    """Values (B, N) by which clusters rank as wholes: the place of each pixel's cluster mean, first cluster first."""
-    size = int(labels.max()) + 1
-    empty = values.new_zeros(len(values), size)
-    mean = empty.scatter_add(1, labels, values) / empty.scatter_add(1, labels, torch.ones_like(values)).clamp_min(1)
-    order = mean.argsort(dim=1, descending=True, stable=True)  # equal means keep the clusters' order, and stay whole
-    places = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=order.device).expand_as(order))
-    return -places.gather(1, labels).double()
-
-
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #2434676a
 def patch_map(images: Tensor, cells: int = 7, seed: int = 0) -> Tensor:
     """Smooth noise, a control in few pieces: `cells` × `cells` uniform values, interpolated, (B, H, W)."""
-    generator = torch.Generator().manual_seed(seed)
+    cells, generator = check_integer(cells, "cells", least=1), torch.Generator().manual_seed(check_seed(seed))
     coarse = torch.stack([torch.rand(1, cells, cells, generator=generator) for _ in images])
     return F.interpolate(coarse.to(images), images.shape[2:], mode="bicubic", align_corners=False)[:, 0]
 
-# %% ../../nbs/06_faithfulness/08_confined.ipynb #f902e3ef
-_CHANCE = ("random pixels", "random patches", "random clusters")
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #e430f084
+@dataclass(frozen=True)
+class ConfinedOptions:
+    """How `attack_confined` attacks.
+
+    Attributes
+    ----------
+    eps : float
+        Radius of the L∞ ball, in units of [0, 1].
+    steps, norm_steps : int
+        Gradients of PGD (L∞, none after success) and DDN (L2) at most; `norm_steps=None` leaves L2 out.
+    batch_size, seed : int
+        Images in the network at once; seed of chance and of PGD's start.
+    """
+
+    eps: float = 1 / 255
+    steps: int = 20
+    norm_steps: int | None = 40
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_real(self.eps, "eps", above=0, most=1)
+        check_integer(self.steps, "steps", least=1)
+        check_integer(self.norm_steps, "norm_steps", least=1, optional=True)
+        check_batch_size(self.batch_size)
+        check_seed(self.seed)
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #8dc90cfb
+@torch.no_grad()
+def _pulled_back(
+    model: Any, images: Tensor, labels: Tensor, adversarial: Tensor, batch_size: int, halvings: int = 5
+) -> tuple[Tensor, Tensor]:
+    """Length (B,) of the perturbations after bisection towards the image; NaN where there is none; evaluations (B,)."""
+    delta = adversarial - images
+    length = delta.flatten(1).norm(dim=1)
+    rows = length.nonzero().flatten()
+    low, high = torch.zeros_like(length), torch.ones_like(length)
+    for _ in range(halvings if len(rows) else 0):
+        middle = (low + high) / 2
+        x = images[rows] + middle[rows].view(-1, 1, 1, 1) * delta[rows]
+        fooled = model.logits(x, batch_size).argmax(1) != labels[rows]
+        high[rows], low[rows] = middle[rows].where(fooled, high[rows]), low[rows].where(fooled, middle[rows])
+    return (length * high).where(length > 0, torch.nan), torch.where(length > 0, halvings, 0)
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #9022a3fb
+def _attacked(model: Any, images: Tensor, labels: Tensor, support: Tensor, options: ConfinedOptions) -> pd.DataFrame:
+    """success, l2, l2_failed, forward and backward of each image."""
+    common: Any = {"support": support, "batch_size": options.batch_size}
+    ball = pgd(model, images, labels, eps=options.eps, steps=options.steps, seed=options.seed, **common)
+    found = {"success": ball.success.cpu().double()}
+    forward, backward = ball.forward, ball.backward
+    if steps := options.norm_steps:
+        # The radius can fall, or grow, eleven-fold from where it starts, whatever the number of steps.
+        near = ddn(model, images, labels, steps=steps, gamma=2.4 / max(steps, 8), initial=0.5, **common)
+        longest = (torch.maximum(images, 1 - images) * support[:, None]).flatten(1).norm(dim=1)
+        # What PGD found is a perturbation within the support, too: the shorter one counts, pulled back to the boundary.
+        shorter = (torch.fmin(near.distance, ball.l2) == near.distance).view(-1, 1, 1, 1)
+        start = torch.where(shorter, near.adversarial, ball.adversarial)
+        l2, extra = _pulled_back(model, images, labels, start, options.batch_size)
+        found |= {"l2": l2.where(l2.isfinite(), longest).cpu().double(), "l2_failed": (~l2.isfinite()).cpu().double()}
+        forward, backward = forward + near.forward + extra, backward + near.backward
+    return pd.DataFrame(found | {"forward": forward.cpu(), "backward": backward.cpu()})
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #53c82b5a
+CHANCE = ("random pixels", "random patches", "random clusters")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,7 +184,8 @@ class ConfinedResult:
         return tuple(self.frame["method"].unique())
 
     @property
-    def _measures(self) -> list[str]:
+    def measures(self) -> list[str]:
+        """ "success" and, if measured, "l2"."""
         return [key for key in ("success", "l2") if key in self.frame]
 
     @property
@@ -117,11 +194,13 @@ class ConfinedResult:
         return Evaluations(int(self.frame["forward"].sum()), int(self.frame["backward"].sum()))
 
     def __repr__(self) -> str:
-        return (f"ConfinedResult({len(self.methods)} methods, {self.frame['image'].nunique()} images, "
-                f"areas {sorted(self.frame['area'].unique().tolist())}, {self.evaluations})")
+        return (
+            f"ConfinedResult({len(self.methods)} methods, {self.frame['image'].nunique()} images, "
+            f"areas {sorted(self.frame['area'].unique().tolist())}, {self.evaluations})"
+        )
 
     def _repr_html_(self) -> str:
-        means = self.frame.pivot_table(self._measures, "method", "area", sort=False)
+        means = self.frame.pivot_table(self.measures, "method", "area", sort=False)
         return means.reindex(self.methods).to_html(float_format="{:.3f}".format)
 
     def to_frame(self) -> pd.DataFrame:
@@ -130,63 +209,121 @@ class ConfinedResult:
 
     def summary(self, n: int = 10_000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """Means with bootstrap intervals per method and area: success, l2, and the share of failed L2 attacks."""
-        rows = []
-        for (method, area), part in self.frame.groupby(["method", "area"], sort=False):
-            row: dict[str, Any] = {"method": method, "area": area, "images": len(part)}
-            for key in self._measures:
-                triple = _bootstrap(part[key].to_numpy(), part["group"].to_numpy(), n, level, seed)
-                row |= zip((key, f"{key}_low", f"{key}_high"), triple, strict=True)
-            rows.append(row | ({"l2_failed": part["l2_failed"].mean()} if "l2" in row else {}))
-        return pd.DataFrame(rows)
+        return _summary(self, n, level, seed)
 
-    def compare(
-        self, reference: str, area: float = 0.2, measure: str = "l2", n: int = 10_000, level: float = 0.95,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """All methods against `reference` at one area: `compare` of `measure` ("success", or "l2", lower is better).
-
-        Raises `ValueError` for an area or measure that was not attacked, and as `compare` does.
-        """
-        part = self.frame[np.isclose(self.frame["area"], area)]
-        if part.empty or measure not in self._measures:
-            raise ValueError(f"`area` must be one of {sorted(self.frame['area'].unique().tolist())} and "
-                             f"`measure` one of {self._measures}, got {area!r} and {measure!r}")
-        values = {str(name): rows[measure].to_numpy() for name, rows in part.groupby("method", sort=False)}
-        groups = part.loc[part["method"] == self.methods[0], "group"].tolist()
-        return compare(values, reference, groups, n, level, seed)
+    def compare(self, reference: str, area: float = 0.2, measure: str = "l2", **options: Any) -> pd.DataFrame:
+        """All methods against `reference` at one area: `compare` of `measure` ("success", or "l2", lower is better)."""
+        return _compared(self, reference, area, measure, **options)
 
     def plot(self, axes: Any = None, level: float = 0.95, highlight: Sequence[str] = ()) -> Any:
         """Draw success, and L2 distance if measured, against area, with intervals; returns the matplotlib axes."""
-        import matplotlib.pyplot as plt
+        return _plotted(self, axes, level, highlight)
 
-        from cvi_nb.plot import PAGE, style
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #bd843380
+def _summary(result: ConfinedResult, n: int, level: float, seed: int) -> pd.DataFrame:
+    rows = []
+    for (method, area), part in result.frame.groupby(["method", "area"], sort=False):
+        row: dict[str, Any] = {"method": method, "area": area, "images": len(part)}
+        for key in result.measures:
+            triple = bootstrap_mean(part[key].to_numpy(), part["group"].to_numpy(), n, level, seed)
+            row |= zip((key, f"{key}_low", f"{key}_high"), triple, strict=True)
+        rows.append(row | ({"l2_failed": part["l2_failed"].mean()} if "l2" in row else {}))
+    return pd.DataFrame(rows)
 
-        table = self.summary(n=2000, level=level).sort_values("area", kind="stable")
-        with style():
-            if axes is None:
-                _, axes = plt.subplots(1, len(self._measures), figsize=(PAGE, 2.6), layout="constrained", squeeze=False)
-                axes = axes[0]
-            labels = {"success": "attacks that succeed", "l2": "smallest $L_2$ found"}
-            for ax, key in zip(axes, self._measures, strict=False):
-                for method, rows in table.groupby("method", sort=False):
-                    chance, strong = method in _CHANCE, method in highlight
-                    (line,) = ax.plot(100 * rows["area"], rows[key], "o:" if chance else "o-", ms=3,
-                                      lw=2 if strong else 1, label=method, zorder=3 if strong else 2)
-                    ax.fill_between(100 * rows["area"], rows[f"{key}_low"], rows[f"{key}_high"], lw=0, alpha=0.12,
-                                    color=line.get_color())
-                ax.set(xlabel="area that may be changed (%)", ylabel=labels[key], xscale="log")
-                ax.set_xticks(100 * table["area"].unique(), [f"{100 * a:g}" for a in table["area"].unique()])
-                ax.minorticks_off()
-                ax.set_ylim(*(-0.03, 1.03) if key == "success" else (None, None))
-                ax.set_yscale("linear" if key == "success" else "log")
-        return axes
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #48b4ed7e
+def _compared(result: ConfinedResult, reference: str, area: float, measure: str, **options: Any) -> pd.DataFrame:
+    part = result.frame[np.isclose(result.frame["area"], area)]
+    if part.empty or measure not in result.measures:
+        raise ValueError(
+            f"`area` must be one of {sorted(result.frame['area'].unique().tolist())} and "
+            f"`measure` one of {result.measures}, got {area!r} and {measure!r}"
+        )
+    values = {str(name): rows[measure].to_numpy() for name, rows in part.groupby("method", sort=False)}
+    groups = part.loc[part["method"] == result.methods[0], "group"].tolist()
+    return compare(values, reference, groups, **options)
 
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #58e60cd4
+def _plotted(result: ConfinedResult, axes: Any, level: float, highlight: Sequence[str]) -> Any:
+    frame = result.frame.assign(percent=100 * result.frame["area"]).reset_index(drop=True)
+    areas, groups = np.unique(frame["percent"]), frame["group"]
+    dashes = {method: (1, 1) if method in CHANCE else "" for method in result.methods}
+    sizes = {method: 2.0 if method in highlight else 1.0 for method in result.methods}
+    labels = {"success": "attacks that succeed", "l2": "smallest $L_2$ found"}
 
+    def interval(values: pd.Series) -> tuple[float, ...]:
+        return bootstrap_mean(values.to_numpy(), groups[values.index].to_numpy(), 2000, level)[1:]
+
+    with style():
+        if axes is None:
+            axes = plt.subplots(1, len(result.measures), figsize=(PAGE, 2.6), layout="constrained", squeeze=False)[1][0]
+        for ax, key in zip(axes, result.measures, strict=False):
+            sns.lineplot(
+                frame,
+                x="percent",
+                y=key,
+                hue="method",
+                style="method",
+                size="method",
+                dashes=dashes,
+                sizes=sizes,
+                markers=dict.fromkeys(result.methods, "o"),
+                markersize=3,
+                markeredgewidth=0,
+                errorbar=interval,
+                err_kws={"alpha": 0.12, "lw": 0},
+                legend="full",
+                ax=ax,
+            )
+            ax.get_legend().remove()
+            ax.set(xlabel="area that may be changed (%)", ylabel=labels[key], xscale="log")
+            ax.set_xticks(areas, [f"{a:g}" for a in areas])
+            ax.minorticks_off()
+            ax.set_ylim(*(-0.03, 1.03) if key == "success" else (None, None))
+            ax.set_yscale("linear" if key == "success" else "log")
+    return axes
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #64196027
+def _with_chance(maps: Any, images: Tensor, partition: Tensor | None, seed: int) -> dict[str, Tensor]:
+    """Checked maps by method, chance last."""
+    if not isinstance(maps, Mapping) or not all(isinstance(name, str) for name in maps):
+        raise TypeError(f"`maps` must be a mapping of method names to maps (B, H, W), got {type(maps).__name__}")
+    if partition is None:
+        chance = {"random pixels": random_map(images, seed), "random patches": patch_map(images, seed=seed)}
+    else:
+        generator, clusters = torch.Generator().manual_seed(seed), int(partition.max()) + 1
+        each = torch.stack([torch.rand(clusters, generator=generator) for _ in images]).to(images)
+        chance = {"random clusters": each.gather(1, partition.to(images.device).flatten(1)).view(partition.shape)}
+    chance = {name: values for name, values in chance.items() if name not in maps}
+    return {name: check_maps(values, images, f"maps[{name!r}]") for name, values in (dict(maps) | chance).items()}
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #b17347c7
+def _kept(model: Any, images: Tensor, target: Any, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Positions of the images whose top class is the target's, and the target (B,); an error if there are none."""
+    top = check_logits(model.logits(images, batch_size), len(images)).argmax(1)
+    labels = top if target is None else check_labels(target, len(images), name="target").to(top.device)
+    right = top == labels
+    if not right.any():
+        raise ValueError(f"`model` must get some image right before an attack can fool it, got all {len(right)} wrong")
+    if not right.all():
+        warnings.warn(
+            f"image(s) {listed(~right)} have another top class than their label and are left out", stacklevel=4
+        )
+    return right.nonzero().flatten(), labels
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #f902e3ef
+@old_order(
+    ("model", "images", "maps", "target"), lambda args: len(args) > 2 and isinstance(args[2], Mapping), labels="target"
+)
 def attack_confined(
-    model: Any, images: Tensor | ImageSet, maps: Mapping[str, Any], labels: Any = None,
-    areas: Sequence[float] = (0.05, 0.1, 0.2, 0.4), eps: float = 1 / 255, steps: int = 20, norm_steps: int | None = 40,
-    partition: Tensor | None = None, groups: Sequence[Any] | None = None, batch_size: int = 32, seed: int = 0,
-    progress: bool = True,
+    model: Any,
+    images: Tensor | ImageSet,
+    target: Any = None,
+    maps: Mapping[str, Any] | None = None,
+    areas: Sequence[float] = (0.05, 0.1, 0.2, 0.4),
+    partition: Tensor | None = None,
+    groups: Sequence[Any] | None = None,
+    progress: bool = False,
+    **options: Any,
 ) -> ConfinedResult:
     """Confine attacks to what each map calls critical, and to chance: success in an L∞ ball and smallest L2 distance.
 
@@ -198,122 +335,40 @@ def attack_confined(
         Logits (B, K) of images in [0, 1], differentiable.
     images : Tensor or ImageSet
         (B, C, H, W) in [0, 1]; an ImageSet gives names and groups to the rows.
+    target : Tensor or sequence of int, optional
+        (B,) classes to be lost; None = the model's top class. Images of another top class are left out, with a warning.
     maps : mapping of str to Tensor or array
         (B, H, W) per method. "random pixels" and "random patches" are added; with a partition, "random clusters".
-    labels : Tensor or sequence of int, optional
-        (B,) classes to be lost; None = the model's top class. Images of another top class are left out, with a warning.
     areas : sequence of float
         Shares of the image that may be changed, in (0, 1].
-    eps : float
-        Radius of the L∞ ball, in units of [0, 1].
-    steps, norm_steps : int
-        Gradients of PGD (L∞) and DDN (L2); `norm_steps=None` leaves L2 out.
     partition : Tensor, optional
         (B, H, W) int64: all methods choose whole clusters of it.
     groups : sequence, optional
         One per image; images of one group are resampled together.
-    batch_size, seed
-        Images in the network at once; seed of chance and of PGD's start.
     progress : bool
         Show a progress bar.
-
-    Returns
-    -------
-    ConfinedResult
+    **options
+        Of `ConfinedOptions`: eps, steps, norm_steps, batch_size, seed.
 
     Raises
     ------
     TypeError, ValueError
         Arguments of another kind, shape or range; every image misclassified to begin with.
     """
-    names: Sequence[Any] = range(len(images))
-    if isinstance(images, ImageSet):
-        names, groups, images = images.names, images.groups if groups is None else groups, images.images
-    images, classifier = check_images(images).detach(), as_classifier(model)
-    _check_count(batch_size, "batch_size")
-    units = _check_groups(groups, len(images))
-    checked = _supports_from(maps, images, partition, seed)
-    top = classifier.logits(images, batch_size).argmax(1)
-    labels = top if labels is None else check_labels(labels, len(images), name="labels").to(top.device)
-    kept = _classified(top == labels)
-    chosen = kept.nonzero().flatten()
-    origin = {"image": [names[i] for i in chosen.tolist()], "group": units[chosen.cpu().numpy()]}
+    settings = ConfinedOptions(**check_options(options, ConfinedOptions, "attack_confined"))
+    images, rows = image_rows(images, groups)
+    classifier, progress = as_classifier(model), check_flag(progress, "progress")
+    partition = None if partition is None else check_partition(partition, len(images), images.shape[2:])
+    supports = _with_chance(maps, images, partition, settings.seed)
+    areas = [check_real(area, "areas", above=0, most=1) for area in areas]
+    chosen, labels = _kept(classifier, images, target, settings.batch_size)
+    origin = {key: [column[i] for i in chosen.tolist()] for key, column in rows.items()}
     frames = []
-    with tqdm(total=len(checked) * len(areas), desc="confined attacks", disable=not progress) as bar:
-        for method, values in checked.items():
-            for area in areas:
-                support = critical_support(values, area, partition)[chosen]
-                frame = pd.DataFrame(origin | {"method": method, "area": area, "pixels": int(support[0].sum())})
-                found = _attacked(
-                    classifier, images[chosen], labels[chosen], support, eps, steps, norm_steps, batch_size, seed)
-                frames.append(frame.join(found))
-                bar.update()
-    settings = {"eps": eps, "steps": steps, "norm_steps": norm_steps, "seed": seed,
-                "unit": "pixel" if partition is None else "cluster"}
-    return ConfinedResult(pd.concat(frames, ignore_index=True), settings)
-
-
-def _attacked(
-    model: Any, images: Tensor, labels: Tensor, support: Tensor, eps: float, steps: int, norm_steps: int | None,
-    batch_size: int, seed: int,
-) -> pd.DataFrame:
-    """success, l2, l2_failed, forward and backward of each image."""
-    common: Any = {"support": support, "batch_size": batch_size}
-    ball = pgd(model, images, labels, eps=eps, steps=steps, seed=seed, **common)
-    if norm_steps is None:
-        return pd.DataFrame({"success": ball.success.cpu().double(), "forward": ball.forward.cpu(),
-                             "backward": ball.backward.cpu()})
-    # The radius can fall, or grow, eleven-fold from where it starts, whatever the number of steps.
-    near = ddn(model, images, labels, steps=norm_steps, gamma=2.4 / max(norm_steps, 8), initial=0.5, **common)
-    longest = (torch.maximum(images, 1 - images) * support[:, None]).flatten(1).norm(dim=1)
-    # What PGD found is a perturbation within the support, too: the shorter one counts, pulled back to the boundary.
-    shorter = torch.fmin(near.distance, ball.l2) == near.distance
-    start = torch.where(per_sample(shorter, images), near.adversarial, ball.adversarial)
-    l2, extra = _pulled_back(model, images, labels, start, batch_size)
-    return pd.DataFrame({
-        "success": ball.success.cpu().double(), "l2": l2.where(l2.isfinite(), longest).cpu().double(),
-        "l2_failed": (~l2.isfinite()).cpu().double(),
-        "forward": (ball.forward + near.forward + extra).cpu(), "backward": (ball.backward + near.backward).cpu(),
-    })
-
-
-@torch.no_grad()
-def _pulled_back(
-    model: Any, images: Tensor, labels: Tensor, adversarial: Tensor, batch_size: int, halvings: int = 5
-) -> tuple[Tensor, Tensor]:
-    """Length (B,) of the perturbations after bisection towards the image; NaN where there is none; evaluations (B,)."""
-    delta = adversarial - images
-    length = delta.flatten(1).norm(dim=1)
-    rows = length.nonzero().flatten()
-    low, high = torch.zeros_like(length), torch.ones_like(length)
-    for _ in range(halvings if len(rows) else 0):
-        middle = (low + high) / 2
-        x = images[rows] + per_sample(middle[rows], delta[rows]) * delta[rows]
-        fooled = model.logits(x, batch_size).argmax(1) != labels[rows]
-        high[rows], low[rows] = middle[rows].where(fooled, high[rows]), low[rows].where(fooled, middle[rows])
-    return (length * high).where(length > 0, torch.nan), torch.where(length > 0, halvings, 0)
-
-
-def _supports_from(maps: Any, images: Tensor, partition: Tensor | None, seed: int) -> dict[str, Tensor]:
-    """Checked maps by method, chance last."""
-    if not isinstance(maps, Mapping) or not all(isinstance(name, str) for name in maps):
-        raise TypeError(f"`maps` must be a mapping of method names to maps (B, H, W), got {type(maps).__name__}")
-    if partition is None:
-        chance = {"random pixels": random_map(images, seed), "random patches": patch_map(images, seed=seed)}
-    else:
-        _check_partition(partition, (len(images), *images.shape[2:]))
-        generator, clusters = torch.Generator().manual_seed(seed), int(partition.max()) + 1
-        each = torch.stack([torch.rand(clusters, generator=generator) for _ in images]).to(images)
-        chance = {"random clusters": each.gather(1, partition.to(images.device).flatten(1)).view(partition.shape)}
-    chance = {name: values for name, values in chance.items() if name not in maps}
-    return {name: check_maps(values, images, f"maps[{name!r}]") for name, values in (dict(maps) | chance).items()}
-
-
-def _classified(right: Tensor) -> Tensor:
-    """`right` (B,), with a warning for those that are not, and an error if none is."""
-    if not right.any():
-        raise ValueError(f"`model` must get some image right before an attack can fool it, got all {len(right)} wrong")
-    if not right.all():
-        warnings.warn(f"image(s) {_listed(~right)} have another top class than their label and are left out",
-                      stacklevel=3)
-    return right
+    plan = [(method, area) for method in supports for area in areas]
+    for method, area in tqdm(plan, desc="confined attacks", disable=not progress):
+        support = critical_support(supports[method], area, partition)[chosen]
+        frame = pd.DataFrame(origin | {"method": method, "area": area, "pixels": int(support[0].sum())})
+        frames.append(frame.join(_attacked(classifier, images[chosen], labels[chosen], support, settings)))
+    kept: dict[str, Any] = {key: getattr(settings, key) for key in ("eps", "steps", "norm_steps", "seed")}
+    kept["unit"] = "pixel" if partition is None else "cluster"
+    return ConfinedResult(pd.concat(frames, ignore_index=True), kept)

@@ -5,100 +5,203 @@
 # %% ../../nbs/06_faithfulness/09_evaluation.ipynb #243b0949
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
-from .form import complexity, sparseness
-from cvi_nb.faithfulness.removal import (
-    _NO_SCALE,
-    CONTROLS,
-    Baseline,
-    _Bench,
-    _bench,
-    _pixel_curve,
-    _tile_degradation,
-    check_maps,
-    random_map,
-)
-from .imputation import _road
-from .sampling import _infidelity, _regions, _sensitivity_n
-from .statistics import _bootstrap, _check_groups, _paired, holm
+from .bench import CONTROLS, METRICS, Bench, image_rows, random_map
+from ..inference import Baseline
 from ..models import Evaluations, as_classifier
+from ..plot import COLOURS, PAGE, curves, style
+from ..statistics import bootstrap_mean, compare, holm
+from ..validation import check_choice, check_flag, check_integer
 
 # %% auto #0
-__all__ = ['FaithfulnessResult', 'evaluate_faithfulness', 'quality_against_budget']
+__all__ = ['DIFFERENCE', 'FaithfulnessResult', 'evaluate_faithfulness', 'quality_against_budget']
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #8d16e8e8
-def _judge_deletion(bench: _Bench, maps: Tensor, baseline: Baseline, steps: int, **_: Any) -> tuple[Any, ...]:
-    result = _pixel_curve(bench, maps, baseline, steps, insert=False)
-    return result.area, result.fraction, result.curve
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #fb617fb1
+def _named_baselines(baselines: Any) -> dict[str, Baseline]:
+    """Baselines by name."""
+    if isinstance(baselines, str | Tensor) or not isinstance(baselines, Sequence | Mapping) or not baselines:
+        raise TypeError(
+            "`baselines` must be a sequence of names or numbers, or a mapping of names to baselines, not "
+            f"empty, got {baselines!r}"
+        )
+    if isinstance(baselines, Mapping):
+        return {str(name): value for name, value in baselines.items()}
+    return {value if isinstance(value, str) else f"{value:g}": value for value in baselines}
 
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #e37e6c49
+def _plan(metrics: Any, baselines: Mapping[str, Baseline]) -> list[tuple[str, str]]:
+    """Pairs of metric and baseline name."""
+    metrics = (metrics,) if isinstance(metrics, str) else metrics
+    if not metrics:
+        raise ValueError(f"`metrics` must name some of {tuple(METRICS)}, got {metrics!r}")
+    pairs: list[tuple[str, str]] = []
+    for name in metrics:
+        own = METRICS[check_choice(name, "metrics", METRICS)].baseline
+        pairs += [(name, b) for b in ((own,) if own else metrics[name] if isinstance(metrics, Mapping) else baselines)]
+    if missing := sorted({b for name, b in pairs if not METRICS[name].baseline} - set(baselines)):
+        raise ValueError(f"`metrics` must use baselines among {tuple(baselines)}, got {missing}")
+    return pairs
 
-def _judge_insertion(bench: _Bench, maps: Tensor, baseline: Baseline, steps: int, **_: Any) -> tuple[Any, ...]:
-    result = _pixel_curve(bench, maps, baseline, steps, insert=True)
-    return result.area, result.fraction, result.curve
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #25e0894a
+def _options(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`options` by metric, over those that the metric has in a table."""
+    known = sorted({name for entry in METRICS.values() for name in entry.options()})
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise TypeError(
+                f"`{name}` must be an option of Bench or of a metric, one of {known}, got an unknown name"
+                + (f"; did you mean `{near[0]}`?" if near else "")
+            )
+    return {
+        name: {**entry.table, **{own: options[given] for given, own in entry.options().items() if given in options}}
+        for name, entry in METRICS.items()
+    }
 
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #d035e50f
+def _with_controls(maps: Any, bench: Bench) -> dict[str, Tensor]:
+    """Checked maps by method, controls last."""
+    if not isinstance(maps, Mapping) or not all(isinstance(name, str) for name in maps):
+        raise TypeError(f"`maps` must be a mapping of method names to maps (B, H, W), got {type(maps).__name__}")
+    controls = {
+        name: random_map(bench.images, bench.seed) if name == "random" else control(bench.images)
+        for name, control in CONTROLS.items()
+        if name not in maps
+    }
+    return {name: bench.maps(values, f"maps[{name!r}]") for name, values in (dict(maps) | controls).items()}
 
-def _judge_degradation(
-    bench: _Bench, maps: Tensor, baseline: Baseline, tile: int, tile_steps: int | None, **_: Any
-) -> tuple[Any, ...]:
-    result = _tile_degradation(bench, maps, tile, baseline, tile_steps)
-    return result.score, result.fraction, result.lerf - result.morf
-
-
-_AREAS, _FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7), (0.1, 0.3, 0.5, 0.7, 0.9)
-
-
-def _judge_sufficiency(bench: _Bench, maps: Tensor, baseline: Baseline, **_: Any) -> tuple[Any, ...]:
-    result = _regions(bench, maps, _AREAS, baseline, shown=True)
-    return result.smallest, result.area, result.probability
-
-
-def _judge_necessity(bench: _Bench, maps: Tensor, baseline: Baseline, **_: Any) -> tuple[Any, ...]:
-    result = _regions(bench, maps, _AREAS, baseline, shown=False)
-    return result.smallest, result.area, result.probability
-
-
-def _judge_infidelity(bench: _Bench, maps: Tensor, baseline: Baseline, **_: Any) -> tuple[Any, ...]:
-    return _infidelity(bench, maps.to(bench.images), "squares", 64, baseline, True).value, None, None
-
-
-def _judge_sensitivity_n(bench: _Bench, maps: Tensor, baseline: Baseline, **_: Any) -> tuple[Any, ...]:
-    result = _sensitivity_n(bench, maps, _FRACTIONS, 32, None, baseline)
-    return result.score, result.fraction, result.correlation
-
-
-def _judge_road(bench: _Bench, maps: Tensor, baseline: Baseline, **_: Any) -> tuple[Any, ...]:
-    result = _road(bench, maps, _FRACTIONS, 0.01)
-    return result.score, result.fraction, result.lerf - result.morf
-
-
-def _judge_form(score: Callable[[Any], Tensor]) -> Callable[..., tuple[Any, ...]]:
-    return lambda bench, maps, baseline, **_: (score(maps), None, None)
-
-
-# Each judge returns per-image values (B,), and a curve to draw, fractions (S,) and values (B, S), or None, None.
-_JUDGES: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "deletion": _judge_deletion, "insertion": _judge_insertion, "degradation": _judge_degradation,
-    "sufficiency": _judge_sufficiency, "necessity": _judge_necessity, "infidelity": _judge_infidelity,
-    "sensitivity-n": _judge_sensitivity_n, "road": _judge_road, "sparseness": _judge_form(sparseness),
-    "complexity": _judge_form(complexity),
-}
-_OWN = {"road": "imputed", "sparseness": "none", "complexity": "none"}  # no baseline, or their own
-_DIFFERENCE, _RISE = "insertion − deletion", {"insertion": "blur", "deletion": "grey"}
-_LOWER = ("deletion", "sufficiency", "necessity", "infidelity", "complexity")
-_BETTER = {metric: "lower" for metric in _LOWER}  # all others: higher
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #60920882
+DIFFERENCE, _RISE = "insertion − deletion", {"insertion": "blur", "deletion": "grey"}
 
 
+def _with_difference(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` and, if both are there, insertion from the blur minus deletion to grey."""
+    parts = {
+        metric: frame[(frame["metric"] == metric) & (frame["baseline"] == baseline)].reset_index(drop=True)
+        for metric, baseline in _RISE.items()
+    }
+    if any(part.empty for part in parts.values()):
+        return frame
+    value = parts["insertion"]["value"] - parts["deletion"]["value"]
+    derived = parts["insertion"].assign(metric=DIFFERENCE, baseline="blur, grey", value=value)
+    return pd.concat([frame, derived], ignore_index=True)
+
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #ad669882
+def _better(metric: Any) -> str:
+    """Which way a metric is better; what is derived from others is better higher."""
+    return METRICS[metric].better if metric in METRICS else "higher"
+
+
+def _interval(values: np.ndarray, groups: np.ndarray, kept: np.ndarray, *how: Any) -> tuple[float, float, float]:
+    """`bootstrap_mean` over the images that have a value; NaN if none has (their number is in the same row)."""
+    return bootstrap_mean(values[kept], groups[kept], *how) if kept.any() else (math.nan,) * 3
+
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #e1ec3d6a
+def _summary(frame: pd.DataFrame, reference: str | None, *how: Any) -> pd.DataFrame:
+    """One row per metric, baseline and method; `how`: resamples, level and seed of the intervals."""
+    rows = []
+    for (metric, baseline), part in frame.groupby(["metric", "baseline"], sort=False):
+        values = {method: rows_of for method, rows_of in part.groupby("method", sort=False)}
+        against = None if reference is None else values[reference]["value"].to_numpy()
+        for method, rows_of in values.items():
+            value, groups = rows_of["value"].to_numpy(), rows_of["group"].to_numpy()
+            kept = np.isfinite(value)
+            row = {
+                "metric": metric,
+                "baseline": baseline,
+                "method": method,
+                "better": _better(metric),
+                "images": int(kept.sum()),
+                "undefined": int((~kept).sum()),
+            }
+            row |= zip(("mean", "low", "high"), _interval(value, groups, kept, *how), strict=True)
+            if against is not None:
+                kept &= np.isfinite(against)
+                triple = _interval(value - against, groups, kept, *how)
+                row |= zip(("difference", "difference_low", "difference_high"), triple, strict=True)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #104518fd
+def _compared(frame: pd.DataFrame, reference: str, n: int, level: float, seed: int) -> pd.DataFrame:
+    tables = []
+    for (metric, baseline), part in frame.groupby(["metric", "baseline"], sort=False):
+        values = {str(name): rows["value"].to_numpy() for name, rows in part.groupby("method", sort=False)}
+        groups = part.loc[part["method"] == part["method"].iloc[0], "group"].tolist()
+        table = compare(values, reference, groups, n, level, seed)
+        place = {"metric": str(metric), "baseline": str(baseline), "better": _better(metric)}
+        tables.append(pd.concat([pd.DataFrame([place] * len(table)), table], axis=1))
+    table = pd.concat(tables, ignore_index=True)
+    table["p_holm"] = holm(table["p"])
+    wins = np.where((table["difference"] > 0) == (table["better"] == "higher"), "method", "reference")
+    table["favours"] = np.where(table["p_holm"] < 1 - level, wins, "neither")
+    return table
+
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #d485d798
+def _plotted(frame: pd.DataFrame, level: float, highlight: Sequence[str]) -> Any:
+    panels = list(frame.groupby(["metric", "baseline"], sort=False))
+    methods, columns = tuple(frame["method"].unique()), min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    palette = {method: COLOURS["blue"] if method in highlight else "#B5BCC4" for method in methods}
+
+    with style():
+        fig, axes = plt.subplots(
+            rows, columns, squeeze=False, sharey=True, figsize=(PAGE, rows * (0.78 + 0.19 * len(methods)))
+        )
+        for ax, ((metric, baseline), part) in zip(axes.flat, panels, strict=False):
+            groups = part["group"]
+
+            def interval(values: pd.Series, groups: pd.Series = groups) -> tuple[float, ...]:
+                return bootstrap_mean(values.to_numpy(), groups[values.index].to_numpy(), level=level)[1:]
+
+            sns.barplot(
+                part,
+                x="value",
+                y="method",
+                hue="method",
+                order=methods,
+                palette=palette,
+                errorbar=interval,
+                err_kws={"linewidth": 0.8, "color": "#202020"},
+                capsize=0.25,
+                width=0.68,
+                legend=False,
+                ax=ax,
+            )
+            ax.axvline(0, color="#404040", linewidth=0.6)
+            ax.set(title=f"{metric}\n{baseline}", xlabel=f"{_better(metric)} is better", ylabel=None)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_axis_off()
+    return fig
+
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #75a823dc
+def _traced(result: FaithfulnessResult, metric: str, baseline: str, ax: Any, labels: str) -> Any:
+    if (metric, baseline) not in result.curves:
+        raise ValueError(f"`metric`, `baseline` must be one of {list(result.curves)}, got {(metric, baseline)!r}")
+    fraction, values = result.curves[metric, baseline]
+    values = {name: curve[np.isfinite(curve).all(1)] for name, curve in values.items()}
+    if not all(map(len, values.values())):
+        raise ValueError(f"{metric}, {baseline} is undefined for every image: there is no curve to draw")
+    means = {name: curve.mean(0) for name, curve in values.items()}
+    done = {"deletion": "pixels removed", "insertion": "pixels inserted", "degradation": "tiles removed"}
+    ylabel = "mean probability" if metric in ("deletion", "insertion", "sufficiency", "necessity") else metric
+    return curves(fraction, means, f"fraction of {done.get(metric, 'the image')}", ylabel, ax=ax, labels=labels)
+
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #f372873c
 @dataclass(frozen=True, eq=False, repr=False)
 class FaithfulnessResult:
     """Per-image judgements of several methods.
@@ -108,7 +211,7 @@ class FaithfulnessResult:
     frame : DataFrame
         image, group, method, metric, baseline, value: one row each.
     curves : dict
-        (metric, baseline) to (fraction (S,), {method: (B, S)}): mean probabilities behind the areas; for degradation
+        (metric, baseline) to (fraction (S,), {method: (B, S)}): what stands behind the values; for degradation
         LeRF − MoRF.
     evaluations : Evaluations
         Spent on judging all methods, controls included.
@@ -124,8 +227,10 @@ class FaithfulnessResult:
         return tuple(self.frame["method"].unique())
 
     def __repr__(self) -> str:
-        return (f"FaithfulnessResult({len(self.methods)} methods, {self.frame['image'].nunique()} images, "
-                f"{self.evaluations})")
+        return (
+            f"FaithfulnessResult({len(self.methods)} methods, {self.frame['image'].nunique()} images, "
+            f"{self.evaluations})"
+        )
 
     def _repr_html_(self) -> str:
         means = self.frame.pivot_table("value", "method", ["metric", "baseline"], sort=False)
@@ -138,124 +243,79 @@ class FaithfulnessResult:
     def summary(
         self, reference: str | None = None, n: int = 10_000, level: float = 0.95, seed: int = 0
     ) -> pd.DataFrame:
-        """Means with bootstrap intervals, and paired differences to a reference method.
-
-        Parameters
-        ----------
-        reference : str, optional
-            The method to compare with.
-        n, level, seed
-            As for `paired_bootstrap`.
-
-        Returns
-        -------
-        DataFrame
-            One row per metric, baseline and method: better ("higher" or "lower"), images, undefined (images without
-            a value, left out), mean, low, high and, with a reference, difference, difference_low, difference_high.
-
-        Raises
-        ------
-        ValueError
-            An unknown reference.
-        """
-        if reference is not None and reference not in self.methods:
-            raise ValueError(f"`reference` must be one of {self.methods}, got {reference!r}")
-        rows = []
-        for (metric, baseline), part in self.frame.groupby(["metric", "baseline"], sort=False):
-            values = {method: rows_of for method, rows_of in part.groupby("method", sort=False)}
-            against = None if reference is None else values[reference]["value"].to_numpy()
-            for method, rows_of in values.items():
-                value, groups = rows_of["value"].to_numpy(), rows_of["group"].to_numpy()
-                kept = np.isfinite(value)
-                row = {"metric": metric, "baseline": baseline, "method": method,
-                       "better": _BETTER.get(str(metric), "higher"),
-                       "images": int(kept.sum()), "undefined": int((~kept).sum())}
-                row |= zip(("mean", "low", "high"), _interval(value, groups, kept, n, level, seed), strict=True)
-                if against is not None:
-                    kept &= np.isfinite(against)
-                    triple = _interval(value - against, groups, kept, n, level, seed)
-                    row |= zip(("difference", "difference_low", "difference_high"), triple, strict=True)
-                rows.append(row)
-        return pd.DataFrame(rows)
+        """Means with bootstrap intervals and, with a `reference`, paired differences to it; images without a value are
+        counted (undefined) and left out. One row per metric, baseline and method."""
+        return _summary(self.frame, check_choice(reference, "reference", self.methods, optional=True), n, level, seed)
 
     def compare(self, reference: str, n: int = 10_000, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """Every method against `reference` in every metric: paired intervals, Wilcoxon tests, Holm over all rows.
-
-        Rows as in `compare`, with metric, baseline, better and `favours` ("method" or "reference" where p_holm is below
-        1 − level, else "neither"). Raises `ValueError` as `compare` does.
-        """
-        tables = []
-        for (metric, baseline), part in self.frame.groupby(["metric", "baseline"], sort=False):
-            values = {str(name): rows["value"].to_numpy() for name, rows in part.groupby("method", sort=False)}
-            groups = part.loc[part["method"] == self.methods[0], "group"].tolist()
-            table = _paired(values, reference, groups, n, level, seed)
-            better = _BETTER.get(str(metric), "higher")
-            tables.append(table.assign(metric=str(metric), baseline=str(baseline), better=better))
-        table = pd.concat(tables, ignore_index=True)
-        table["p_holm"] = holm(table["p"])
-        wins = np.where((table["difference"] > 0) == (table["better"] == "higher"), "method", "reference")
-        table["favours"] = np.where(table["p_holm"] < 1 - level, wins, "neither")
-        return table[["metric", "baseline", "better", *[c for c in table if c not in ("metric", "baseline", "better")]]]
+        """Every method against `reference` in every metric, as `compare` does, with Holm over all rows, and `favours`:
+        "method" or "reference" where p_holm is below 1 − level, else "neither"."""
+        return _compared(self.frame, check_choice(reference, "reference", self.methods), n, level, seed)
 
     def plot(self, level: float = 0.95, highlight: Sequence[str] = ()) -> Any:
         """Draw every metric's means with intervals, one panel each; returns the matplotlib figure."""
-        import matplotlib.pyplot as plt
-
-        from cvi_nb.plot import PAGE, bars_with_intervals, style
-
-        panels = list(self.summary(level=level).groupby(["metric", "baseline"], sort=False))
-        columns = min(4, len(panels))
-        rows = -(-len(panels) // columns)
-        with style():
-            fig, axes = plt.subplots(rows, columns, squeeze=False,
-                                     figsize=(PAGE, rows * (0.78 + 0.19 * len(self.methods))))
-            for ax, ((metric, baseline), part) in zip(axes.flat, panels, strict=False):
-                numbers = zip(part["method"], part["mean"], part["low"], part["high"], strict=True)
-                bars = {method: _drawable(mean, low, high) for method, mean, low, high in numbers}
-                bars_with_intervals(bars, f"{part['better'].iloc[0]} is better", ax=ax, highlight=highlight)
-                ax.set_title(f"{metric}\n{baseline}")
-                if ax not in axes[:, 0]:
-                    ax.set_yticklabels([])
-            for ax in axes.flat[len(panels):]:
-                ax.set_axis_off()
-        return fig
+        return _plotted(self.frame, level, highlight)
 
     def plot_curves(self, metric: str, baseline: str, ax: Any = None, labels: str = "auto") -> Any:
         """Draw the methods' mean curves of one metric and baseline (`labels` as in `curves`); returns the axes."""
-        from cvi_nb.plot import curves
+        return _traced(self, metric, baseline, ax, labels)
 
-        if (metric, baseline) not in self.curves:
-            raise ValueError(f"`metric`, `baseline` must be one of {list(self.curves)}, got {(metric, baseline)!r}")
-        fraction, values = self.curves[metric, baseline]
-        values = {name: curve[np.isfinite(curve).all(1)] for name, curve in values.items()}
-        if not all(map(len, values.values())):
-            raise ValueError(f"{metric}, {baseline} is undefined for every image: there is no curve to draw")
-        means = {name: curve.mean(0) for name, curve in values.items()}
-        removed = {"deletion": "pixels removed", "insertion": "pixels inserted"}.get(metric, "tiles removed")
-        ylabel = "LeRF − MoRF, normalised" if metric == "degradation" else "mean probability"
-        return curves(fraction, means, f"fraction of {removed}", ylabel, ax=ax, labels=labels)
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #0a338549
+def _warn_undefined(undefined: set[tuple[str, str, int]], names: Sequence[Any]) -> None:
+    for metric in dict.fromkeys(metric for metric, _, _ in sorted(undefined)):
+        which = ", ".join(f"{names[i]} ({baseline})" for m, baseline, i in sorted(undefined) if m == metric)
+        why = f": {METRICS[metric].undefined}" * bool(METRICS[metric].undefined)
+        warnings.warn(
+            f"{metric} is undefined (NaN) for image(s) {which[:200]}{why}; summaries leave them out", stacklevel=4
+        )
 
-
-def _interval(
-    values: np.ndarray, groups: np.ndarray, kept: np.ndarray, n: int, level: float, seed: int
-) -> tuple[float, float, float]:
-    """`_bootstrap` over the images that have a value; NaN if none has (their number is in the same row)."""
-    return _bootstrap(values[kept], groups[kept], n, level, seed) if kept.any() else (math.nan,) * 3
-
-
-def _drawable(mean: float, low: float, high: float) -> Any:
-    """A bar with its interval; without it if there was one group; zero if no image has a value."""
-    if math.isnan(mean):
-        return 0.0
-    return mean if math.isnan(low) else (mean, min(low, mean), max(high, mean))
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #2c5ac396
+def _judged(
+    bench: Bench,
+    plan: Sequence[tuple[str, str]],
+    settings: Sequence[Mapping[str, Any]],
+    maps: Mapping[str, Tensor],
+    rows: dict[str, list[Any]],
+    progress: bool,
+) -> tuple[pd.DataFrame, dict[tuple[str, str], tuple[np.ndarray, dict[str, np.ndarray]]]]:
+    """All rows, and the curves behind them."""
+    frames, curves_of, undefined = [], {}, set()
+    with tqdm(total=len(plan) * len(maps), desc="judging maps", disable=not progress) as bar:
+        for (metric, baseline), options in zip(plan, settings, strict=True):
+            fraction, traces = None, {}
+            for method, values in maps.items():
+                scores = METRICS[metric].judge(bench, values, **options)
+                if scores.trace is not None:
+                    fraction, traces[method] = scores.trace[0].cpu().numpy(), scores.trace[1].cpu().numpy()
+                undefined |= {(metric, baseline, i) for i in scores.value.isnan().nonzero().flatten().tolist()}
+                frames.append(
+                    pd.DataFrame(
+                        rows
+                        | {
+                            "method": method,
+                            "metric": metric,
+                            "baseline": baseline,
+                            "value": scores.value.cpu().double().numpy(),
+                        }
+                    )
+                )
+                bar.update()
+            if fraction is not None:
+                curves_of[metric, baseline] = fraction, traces
+    _warn_undefined(undefined, rows["image"])
+    return pd.concat(frames, ignore_index=True), curves_of
 
 # %% ../../nbs/06_faithfulness/09_evaluation.ipynb #ac6c5948
 def evaluate_faithfulness(
-    model: Any, images: Tensor | ImageSet, target: Any, maps: Mapping[str, Any],
+    model: Any,
+    images: Tensor | ImageSet,
+    target: Any,
+    maps: Mapping[str, Any],
     metrics: Sequence[str] | Mapping[str, Sequence[str]] = ("deletion", "insertion", "degradation"),
-    steps: int = 100, baselines: Sequence[str | float] | Mapping[str, Baseline] = ("grey", "blur"),
-    groups: Sequence[Any] | None = None, tile: int = 14, tile_steps: int | None = None, batch_size: int = 32,
-    ties: str = "raster", seed: int = 0, progress: bool = True,
+    baselines: Sequence[str | float] | Mapping[str, Baseline] = ("grey", "blur"),
+    groups: Sequence[Any] | None = None,
+    progress: bool = False,
+    **options: Any,
 ) -> FaithfulnessResult:
     """Judge heat maps of several methods, and the controls, on the same images.
 
@@ -264,30 +324,23 @@ def evaluate_faithfulness(
 
     Parameters
     ----------
-    model, target, batch_size, ties, seed
-        As for `deletion`; `seed` draws the random control, too.
+    model, target
+        As for `deletion`.
     images : Tensor or ImageSet
         (B, C, H, W) in [0, 1]; an ImageSet gives names and groups to the rows.
     maps : mapping of str to Tensor or array
         (B, H, W) per method. The controls "random", "centre" and "edge" are added unless names are taken.
     metrics : sequence of str, or mapping of str to sequence of str
-        Of "deletion", "insertion", "degradation", "sufficiency" and "necessity" (smallest areas), "infidelity",
-        "sensitivity-n", and, without baselines, "road", "sparseness", "complexity"; a mapping gives each metric its own
-        baselines, by name.
-    steps : int
-        Of deletion and insertion.
+        Of `METRICS`; a mapping gives each metric its own baselines, by name.
     baselines : sequence, or mapping of str to baseline
         Baselines as for `deletion`; a mapping names them.
     groups : sequence, optional
         One per image; images of one group are resampled together.
-    tile, tile_steps : int
-        `tile` and `steps` of `tile_degradation`.
     progress : bool
         Show a progress bar.
-
-    Returns
-    -------
-    FaithfulnessResult
+    **options
+        Of `Bench` (batch_size, ties, seed; `seed` draws the random control, too) and of the metrics: `steps` of
+        deletion and insertion, `tile` and `tile_steps` of degradation, `areas`, `fractions`, `draws`, …
 
     Raises
     ------
@@ -299,98 +352,30 @@ def evaluate_faithfulness(
     UserWarning
         The target is the top class of no image; a map is constant; a value is undefined (NaN).
     """
-    names: Sequence[Any] = range(len(images))
-    if isinstance(images, ImageSet):
-        names, groups, images = images.names, images.groups if groups is None else groups, images.images
-    bench = _bench(model, images, target, batch_size, ties, seed)
-    before, photo_groups = bench.classifier.evaluations, _check_groups(groups, len(names))
-    named = _named_baselines(baselines)
-    plan = _plan(metrics, named)
-    checked = _with_controls(maps, bench.images, seed)
-    _warn_never_led(bench)
-    rows, curves, undefined = [], {}, set()
-    with tqdm(total=len(plan) * len(checked), desc="judging maps", disable=not progress) as bar:
-        for metric, baseline in plan:
-            traces = {}
-            for method, values in checked.items():
-                scores, fraction, trace = _JUDGES[metric](
-                    bench, values, named.get(baseline), steps=steps, tile=tile, tile_steps=tile_steps)
-                if trace is not None:
-                    traces[method] = trace.cpu().numpy()
-                undefined |= {(metric, baseline, i) for i in scores.isnan().nonzero().flatten().tolist()}
-                rows.append(pd.DataFrame({"image": names, "group": photo_groups, "method": method, "metric": metric,
-                                          "baseline": baseline, "value": scores.cpu().double().numpy()}))
-                bar.update()
-            if traces:
-                curves[metric, baseline] = fraction.cpu().numpy(), traces
-    _warn_undefined_values(undefined, names)
-    return FaithfulnessResult(_with_difference(pd.concat(rows, ignore_index=True)), curves,
-                              bench.classifier.evaluations - before)
-
-
-def _warn_never_led(bench: _Bench) -> None:
-    """Warn if the network decides for the target nowhere: there may be nothing to explain."""
+    images, rows = image_rows(images, groups)
+    shared = {name: options.pop(name) for name in ("batch_size", "ties", "seed") if name in options}
+    given, named, progress = _options(options), _named_baselines(baselines), check_flag(progress, "progress")
+    plan, bench = _plan(metrics, named), Bench(model, images, target, **shared)
+    before, checked = bench.classifier.evaluations, _with_controls(maps, bench)
     if not bench.read(lambda i, _: bench.images[i])[1].any():
-        warnings.warn(f"the target is the top class of none of the {len(bench.images)} images: the maps explain a "
-                      "decision that the network does not take", stacklevel=3)
-
-
-def _warn_undefined_values(undefined: set[tuple[str, str, int]], names: Sequence[Any]) -> None:
-    why = {"degradation": "tile degradation is undefined (NaN) for image(s) {}: their probability falls by less than "
-                          f"{_NO_SCALE} when everything is removed",
-           "sensitivity-n": "sensitivity-n is undefined (NaN) for image(s) {}: map or probability does not vary"}
-    for metric in dict.fromkeys(metric for metric, _, _ in sorted(undefined)):
-        which = ", ".join(f"{names[i]} ({baseline})" for m, baseline, i in sorted(undefined) if m == metric)
-        text = why.get(metric, f"{metric} is undefined (NaN) for image(s) {{}}")
-        warnings.warn(f"{text.format(which[:200])}; summaries leave them out", stacklevel=3)
-
-
-def _named_baselines(baselines: Any) -> dict[str, Baseline]:
-    """Baselines by name."""
-    if isinstance(baselines, str | Tensor) or not isinstance(baselines, Sequence | Mapping) or not baselines:
-        raise TypeError("`baselines` must be a sequence of names or numbers, or a mapping of names to baselines, not "
-                        f"empty, got {baselines!r}")
-    if isinstance(baselines, Mapping):
-        return {str(name): value for name, value in baselines.items()}
-    return {value if isinstance(value, str) else f"{value:g}": value for value in baselines}
-
-
-def _plan(metrics: Any, baselines: Mapping[str, Baseline]) -> list[tuple[str, str]]:
-    """Pairs of metric and baseline name."""
-    if isinstance(metrics, str):
-        metrics = (metrics,)
-    pairs = [(metric, baseline) for metric in metrics for baseline in (
-        (_OWN[metric],) if metric in _OWN else metrics[metric] if isinstance(metrics, Mapping) else baselines)]
-    if not pairs or any(metric not in _JUDGES for metric, _ in pairs):
-        raise ValueError(f"`metrics` must name some of {tuple(_JUDGES)}, got {metrics!r}")
-    if missing := sorted({baseline for metric, baseline in pairs if metric not in _OWN and baseline not in baselines}):
-        raise ValueError(f"`metrics` must use baselines among {tuple(baselines)}, got {missing}")
-    return pairs
-
-
-def _with_controls(maps: Any, images: Tensor, seed: int) -> dict[str, Tensor]:
-    """Checked maps by method, controls last."""
-    if not isinstance(maps, Mapping) or not all(isinstance(name, str) for name in maps):
-        raise TypeError(f"`maps` must be a mapping of method names to maps (B, H, W), got {type(maps).__name__}")
-    controls = {name: random_map(images, seed) if name == "random" else control(images)
-                for name, control in CONTROLS.items() if name not in maps}
-    return {name: check_maps(values, images, f"maps[{name!r}]") for name, values in (dict(maps) | controls).items()}
-
-
-def _with_difference(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` and, if both are there, insertion from the blur minus deletion to grey."""
-    parts = {metric: frame[(frame["metric"] == metric) & (frame["baseline"] == baseline)].reset_index(drop=True)
-             for metric, baseline in _RISE.items()}
-    if any(part.empty for part in parts.values()):
-        return frame
-    value = parts["insertion"]["value"] - parts["deletion"]["value"]
-    derived = parts["insertion"].assign(metric=_DIFFERENCE, baseline="blur, grey", value=value)
-    return pd.concat([frame, derived], ignore_index=True)
+        warnings.warn(
+            f"the target is the top class of none of the {len(images)} images: the maps explain a decision "
+            "that the network does not take",
+            stacklevel=2,
+        )
+    settings = [given[name] | ({} if METRICS[name].baseline else {"baseline": named[b]}) for name, b in plan]
+    frame, traces = _judged(bench, plan, settings, checked, rows, progress)
+    return FaithfulnessResult(_with_difference(frame), traces, bench.classifier.evaluations - before)
 
 # %% ../../nbs/06_faithfulness/09_evaluation.ipynb #ff530d59
 def quality_against_budget(
-    model: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Callable[..., Tensor]],
-    budgets: Sequence[int], progress: bool = True, **options: Any,
+    model: Any,
+    images: Tensor | ImageSet,
+    target: Any,
+    methods: Mapping[str, Callable[..., Tensor]],
+    budgets: Sequence[int],
+    progress: bool = False,
+    **options: Any,
 ) -> pd.DataFrame:
     """Judge maps made with several budgets, beside the evaluations that making them took.
 
@@ -416,10 +401,10 @@ def quality_against_budget(
     TypeError, ValueError
         As `evaluate_faithfulness` does; budgets that are not positive integers.
     """
-    classifier = as_classifier(model)
-    tensors = images.images if isinstance(images, ImageSet) else images
-    if not budgets or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in budgets):
-        raise ValueError(f"`budgets` must be positive integers, got {tuple(budgets)}")
+    classifier, tensors = as_classifier(model), image_rows(images)[0]
+    budgets = [check_integer(budget, "budgets", least=1) for budget in budgets]
+    if not budgets:
+        raise ValueError("`budgets` must hold at least one number of evaluations, got none")
     made, spent = {}, {}
     for name, method in tqdm(methods.items(), desc="explaining", disable=not progress):
         for budget in budgets:

@@ -11,27 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .removal import _listed
+from .bench import metric
+from ..validation import check_maps, listed
 
 # %% auto #0
 __all__ = ['sparseness', 'complexity']
 
-# %% ../../nbs/06_faithfulness/05_form.ipynb #c13a261d
+# %% ../../nbs/06_faithfulness/05_form.ipynb #3e3889c8
 def _masses(maps: Any) -> Tensor:
     """|maps| as (B, N) float64 on the CPU, NaN for maps that are zero throughout, of which a warning tells."""
-    values = torch.as_tensor(maps).detach()
+    values = torch.as_tensor(maps)
     if values.ndim != 3 or not len(values):
         raise ValueError(f"`maps` must have shape (B, H, W), B > 0, got {tuple(values.shape)}")
-    if not values.isfinite().all():
-        bad = _listed(~values.isfinite().flatten(1).all(1))
-        raise ValueError(f"`maps` must be finite, got NaN or infinite values in map(s) {bad}")
-    mass = values.cpu().double().abs().flatten(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*are constant; the tie rule")  # form has no order
+        mass = check_maps(values, values[:, None]).cpu().double().abs().flatten(1)
     empty = mass.amax(1) == 0
     if empty.any():
-        warnings.warn(f"`maps`: map(s) {_listed(empty)} are zero throughout and have no form (NaN)", stacklevel=3)
+        warnings.warn(f"`maps`: map(s) {listed(empty)} are zero throughout and have no form (NaN)", stacklevel=3)
     return mass.masked_fill(empty[:, None], torch.nan)
 
-
+# %% ../../nbs/06_faithfulness/05_form.ipynb #c13a261d
+@metric("sparseness", better="higher", baseline="none")
 def sparseness(maps: Any) -> Tensor:
     """Gini index of |maps| (B, H, W): (B,) float64, 0 = all pixels equal, 1 − 1/N = one pixel.
 
@@ -43,7 +44,8 @@ def sparseness(maps: Any) -> Tensor:
     weight = 2 * torch.arange(1, n + 1, dtype=mass.dtype) - n - 1
     return (weight * mass).sum(1) / (n * mass.sum(1))
 
-
+# %% ../../nbs/06_faithfulness/05_form.ipynb #a43dd500
+@metric("complexity", better="lower", baseline="none")
 def complexity(maps: Any) -> Tensor:
     """Entropy in nats of |maps| (B, H, W) as a distribution over pixels: (B,) float64, 0 = one pixel, ln N = all equal.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,55 +15,17 @@ from scipy.sparse import csc_matrix
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from ..data import check_images
-from .removal import _Bench, _bench, check_maps
-from ..models import Evaluations
+from .bench import Bench, Scores, metric
+from ..plot import curves
+from ..validation import check_images, check_real, check_seed
 
 # %% auto #0
 __all__ = ['impute', 'RoadResult', 'road']
 
 # %% ../../nbs/06_faithfulness/03_imputation.ipynb #77e2945c
-_NEIGHBOURS = tuple(((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12)
-                    for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
-
-
-def impute(images: Tensor, removed: Tensor, noise: float = 0.01, seed: int = 0) -> Tensor:
-    """Noisy linear imputation of the pixels in `removed`.
-
-    Source: Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods (2022), section 4.3.
-
-    Parameters
-    ----------
-    images : Tensor
-        (B, C, H, W) in [0, 1].
-    removed : Tensor
-        (B, H, W) bool; some pixel of each image must stay.
-    noise : float
-        Standard deviation of what is added to imputed pixels, in units of [0, 1].
-    seed : int
-        Of the noise: the same for every image, whatever its batch.
-
-    Returns
-    -------
-    Tensor
-        (B, C, H, W), not clipped to [0, 1], as in the source.
-
-    Raises
-    ------
-    ValueError
-        A mask of another shape or type, or one that leaves no pixel.
-    """
-    images = check_images(images)
-    if removed.dtype != torch.bool or removed.shape != (len(images), *images.shape[2:]):
-        raise ValueError(f"`removed` must be bool of shape {(len(images), *images.shape[2:])}, got {removed.dtype} "
-                         f"{tuple(removed.shape)}")
-    if removed.flatten(1).all(1).any():
-        raise ValueError("`removed` must leave at least one pixel of each image, got a mask that removes all")
-    generator = torch.Generator().manual_seed(seed)
-    ragged = noise * torch.randn(images.shape[1:], generator=generator, dtype=torch.float64).numpy()
-    pixels = images.detach().cpu().double().numpy()
-    filled = [_imputed(x, gone, ragged) for x, gone in zip(pixels, removed.cpu().numpy(), strict=True)]
-    return torch.from_numpy(np.stack(filled)).to(images)
+_NEIGHBOURS = tuple(
+    ((dy, dx), 1 / 6 if 0 in (dy, dx) else 1 / 12) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)
+)
 
 
 def _imputed(image: np.ndarray, gone: np.ndarray, ragged: np.ndarray) -> np.ndarray:
@@ -95,10 +56,50 @@ def _imputed(image: np.ndarray, gone: np.ndarray, ragged: np.ndarray) -> np.ndar
     result[:, gone] = factors.solve(right).T + ragged[:, gone]
     return result
 
+# %% ../../nbs/06_faithfulness/03_imputation.ipynb #2fad52f2
+def impute(images: Tensor, removed: Tensor, noise: float = 0.01, seed: int = 0) -> Tensor:
+    """Noisy linear imputation of the pixels in `removed`.
+
+    Source: Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods (2022), section 4.3.
+
+    Parameters
+    ----------
+    images : Tensor
+        (B, C, H, W) in [0, 1].
+    removed : Tensor
+        (B, H, W) bool; some pixel of each image must stay.
+    noise : float
+        Standard deviation of what is added to imputed pixels, in units of [0, 1].
+    seed : int
+        Of the noise: the same for every image, whatever its batch.
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W), not clipped to [0, 1], as in the source.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A mask of another shape or type, or one that leaves no pixel; a negative noise.
+    """
+    images, noise = check_images(images), check_real(noise, "noise", least=0)
+    shape = (len(images), *images.shape[2:])
+    if not isinstance(removed, Tensor) or removed.dtype != torch.bool or removed.shape != shape:
+        found = f"{removed.dtype} {tuple(removed.shape)}" if isinstance(removed, Tensor) else type(removed).__name__
+        raise ValueError(f"`removed` must be bool of shape {shape}, got {found}")
+    if removed.flatten(1).all(1).any():
+        raise ValueError("`removed` must leave at least one pixel of each image, got a mask that removes all")
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    ragged = noise * torch.randn(images.shape[1:], generator=generator, dtype=torch.float64).numpy()
+    pixels = images.detach().cpu().double().numpy()
+    filled = [_imputed(x, gone, ragged) for x, gone in zip(pixels, removed.cpu().numpy(), strict=True)]
+    return torch.from_numpy(np.stack(filled)).to(images)
+
 # %% ../../nbs/06_faithfulness/03_imputation.ipynb #f9ad8ddc
 @dataclass(frozen=True, eq=False, repr=False)
-class RoadResult:
-    """Curves of removal with imputation.
+class RoadResult(Scores):
+    """Curves of removal with imputation; `value` is the mean of LeRF − MoRF, about 0 by chance.
 
     Attributes
     ----------
@@ -108,10 +109,6 @@ class RoadResult:
         (B, S) probability of the target, most and least relevant pixels removed first.
     morf_correct, lerf_correct : Tensor
         (B, S) bool: the target is still the top class.
-    score : Tensor
-        (B,) mean of lerf − morf; higher is better, about 0 by chance.
-    evaluations : Evaluations
-        B · 2 · S forward.
     """
 
     fraction: Tensor
@@ -119,64 +116,66 @@ class RoadResult:
     lerf: Tensor
     morf_correct: Tensor
     lerf_correct: Tensor
-    score: Tensor
-    evaluations: Evaluations
 
-    def __repr__(self) -> str:
-        return f"RoadResult({len(self.score)} images, mean score {self.score.mean():.3f}, {self.evaluations})"
+    @property
+    def score(self) -> Tensor:
+        """(B,) mean of lerf − morf; higher is better."""
+        return self.value
+
+    @property
+    def trace(self) -> tuple[Tensor, Tensor]:
+        """Fraction and LeRF − MoRF."""
+        return self.fraction, self.lerf - self.morf
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the mean curves; returns the matplotlib axes."""
-        from cvi_nb.plot import curves
-
         series = {"LeRF": self.lerf.mean(0).cpu(), "MoRF": self.morf.mean(0).cpu()}
         return curves(self.fraction.cpu(), series, "fraction of pixels imputed", "probability", ax=ax)
 
-
+# %% ../../nbs/06_faithfulness/03_imputation.ipynb #edce040a
+@metric("road", better="higher", baseline="imputed", table={"fractions": (0.1, 0.3, 0.5, 0.7, 0.9)})
 def road(
-    model: Any, images: Tensor, maps: Any, target: Any, fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
-    noise: float = 0.01, batch_size: int = 32, ties: str = "raster", seed: int = 0,
+    bench: Bench, maps: Tensor, fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9), noise: float = 0.01
 ) -> RoadResult:
     """Remove pixels by noisy linear imputation, most and least relevant first, and follow the target's probability.
 
-    Source: Rong et al. (2022). About 0.3 s per image and fraction at 224 × 224 go into solving.
+    Source: Rong et al. (2022). Costs two evaluations per image and fraction, and at 224 × 224 about 0.3 s for solving.
 
     Parameters
     ----------
-    model, images, maps, target, batch_size, ties
-        As for `deletion`.
     fractions : sequence of float
         Of pixels removed, in (0, 1).
-    noise, seed
-        As for `impute`; `seed` also of random ties.
+    noise : float
+        As for `impute`, whose seed is `seed`.
+    model, images, target, maps, batch_size, ties, seed
+        As for `deletion`.
 
     Raises
     ------
     TypeError, ValueError
         Arguments of another kind, shape or range.
     """
-    bench = _bench(model, images, target, batch_size, ties, seed)
-    return _road(bench, check_maps(maps, bench.images), fractions, noise)
-
-
-def _chosen(pictures: Tensor, i: Tensor, _: Tensor) -> Tensor:
-    return pictures[i]
-
-
-def _road(bench: _Bench, maps: Tensor, fractions: Sequence[float], noise: float) -> RoadResult:
     before, n = bench.classifier.evaluations, maps[0].numel()
-    if not fractions or not all(0 < round(f * n) < n for f in fractions):
-        raise ValueError(f"`fractions` must lie in (0, 1) and remove a pixel but not all, got {tuple(fractions)}")
-    ranks = bench.ranks(maps.flatten(1)).view(maps.shape)
-    found: dict[str, list[Tensor]] = {"morf": [], "lerf": [], "morf_correct": [], "lerf_correct": []}
-    for fraction in fractions:
-        count = round(fraction * n)
-        for order, gone in (("morf", ranks < count), ("lerf", ranks >= n - count)):
+    fractions = [check_real(f, "fractions", above=0, below=1) for f in fractions]
+    counts = [round(f * n) for f in fractions]
+    if not counts or not all(0 < count < n for count in counts):
+        raise ValueError(f"`fractions` must remove a pixel but not all, got {fractions}")
+    ranks, found = bench.ranks(maps), []
+    for count in counts:
+        for gone in (ranks < count, ranks >= n - count):
             filled = impute(bench.images, gone, noise, bench.seed)
-            p, correct = bench.read(partial(_chosen, filled))
-            found[order].append(p)
-            found[f"{order}_correct"].append(correct)
-    curve = {name: torch.stack(values, 1) for name, values in found.items()}
-    return RoadResult(torch.tensor(fractions), curve["morf"], curve["lerf"], curve["morf_correct"],
-                      curve["lerf_correct"], (curve["lerf"] - curve["morf"]).mean(1),
-                      bench.classifier.evaluations - before)
+            found.append(bench.read(lambda i, _, filled=filled: filled[i]))  # type: ignore[misc]
+    (morf, morf_correct), (lerf, lerf_correct) = (
+        [torch.stack(part, 1) for part in zip(*found[end::2], strict=True)] for end in (0, 1)
+    )
+    return RoadResult(
+        "road",
+        (lerf - morf).mean(1),
+        "higher",
+        bench.classifier.evaluations - before,
+        torch.tensor(fractions),
+        morf,
+        lerf,
+        morf_correct,
+        lerf_correct,
+    )

@@ -15,13 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import ImageSet, check_images, check_labels
-from .removal import _check_count, _listed, check_maps
+from ..data import ImageSet
+from ..plot import show_images
+from ..validation import check_flag, check_images, check_integer, check_labels, check_maps, check_seed, listed
 
 # %% auto #0
 __all__ = ['grid_pointing_game', 'Mosaics', 'mosaics', 'relevance_mass', 'pointing_game', 'relevance_rank']
 
-# %% ../../nbs/06_faithfulness/06_localisation.ipynb #2d6c8b2d
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #44a72aea
+def _joined(photos: Tensor, cells: int, full_size: bool) -> Tensor:
+    """One picture (C, H, W) of cells² `photos`, row by row, each scaled to its cell unless `full_size`."""
+    h, w = (cells * side if full_size else side for side in photos.shape[2:])
+    edges = [[-(-side * k // cells) for k in range(cells + 1)] for side in (h, w)]
+    rows = []
+    for y in range(cells):
+        row = []
+        for x in range(cells):
+            photo, size = photos[y * cells + x], (edges[0][y + 1] - edges[0][y], edges[1][x + 1] - edges[1][x])
+            if tuple(photo.shape[1:]) != size:
+                photo = F.interpolate(photo[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+                photo = photo.clamp(0, 1)
+            row.append(photo)
+        rows.append(torch.cat(row, 2))
+    return torch.cat(rows, 1)
+
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #cde581e3
 @dataclass(frozen=True, eq=False, repr=False)
 class Mosaics:
     """Grids of photos, with the place of the one that is asked about.
@@ -55,25 +73,27 @@ class Mosaics:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per mosaic: target, group, cell (of the target), photo (its number)."""
-        cells = (self.truth.flatten(1).double().argmax(1) // self.truth.shape[2]).tolist()
-        side = round(self.parts.shape[1] ** 0.5)
-        across = (self.truth.any(1).double().argmax(1) * side // self.truth.shape[2]).tolist()
-        cell = [round(y * side / self.truth.shape[1]) * side + x for y, x in zip(cells, across, strict=True)]
+        (h, w), side = self.truth.shape[1:], round(self.parts.shape[1] ** 0.5)
+        first = self.truth.flatten(1).double().argmax(1).tolist()  # the cell's upper left corner
+        cell = [round(k // w * side / h) * side + k % w * side // w for k in first]
         photo = [int(self.parts[k, c]) for k, c in enumerate(cell)]
         return pd.DataFrame({"target": self.target.cpu(), "group": self.groups, "cell": cell, "photo": photo})
 
     def plot(self, limit: int = 8) -> Any:
         """Show the first mosaics with the target's cell; returns the matplotlib figure."""
-        from cvi_nb.plot import show_images
-
         shade = 0.35 + 0.65 * self.truth[:limit, None].to(self.images)
         pictures = torch.stack([self.images[:limit], self.images[:limit] * shade], 1).flatten(0, 1)
         return show_images(pictures.cpu(), columns=8)
 
-
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #2d6c8b2d
 def mosaics(
-    images: Tensor | ImageSet, labels: Any = None, count: int | None = None, cells: int = 2, full_size: bool = False,
-    groups: Sequence[Any] | None = None, seed: int = 0,
+    images: Tensor | ImageSet,
+    labels: Any = None,
+    count: int | None = None,
+    cells: int = 2,
+    full_size: bool = False,
+    groups: Sequence[Any] | None = None,
+    seed: int = 0,
 ) -> Mosaics:
     """Mosaics of photos of different classes: localisation with known truth.
 
@@ -97,101 +117,70 @@ def mosaics(
 
     Raises
     ------
-    ValueError
-        Fewer classes than cells, or arguments of another shape or range.
+    TypeError, ValueError
+        Fewer classes than cells, or arguments of another kind, shape or range.
     """
     if isinstance(images, ImageSet):
         labels, groups, images = images.labels if labels is None else labels, groups or images.groups, images.images
-    images = check_images(images)
-    labels = check_labels(labels, len(images), name="labels")
-    _check_count(cells, "cells")
-    count = len(images) if count is None else count
-    _check_count(count, "count")
-    classes = labels.unique()
-    if cells < 2 or len(classes) < cells**2:
-        raise ValueError(f"`cells` must be at least 2 and `labels` have at least cells² = {cells**2} classes, got "
-                         f"{cells} and {len(classes)}")
-    generator, h, w = torch.Generator().manual_seed(seed), images.shape[2], images.shape[3]
-    parts, places = [], []
+    images, full_size = check_images(images), check_flag(full_size, "full_size")
+    labels = check_labels(labels, len(images))
+    cells = check_integer(cells, "cells", least=2)
+    count = len(images) if count is None else check_integer(count, "count", least=1)
+    if len(labels.unique()) < cells**2:
+        raise ValueError(f"`labels` must have at least cells² = {cells**2} classes, got {len(labels.unique())}")
+    generator, parts, places = torch.Generator().manual_seed(check_seed(seed)), [], []
     for k in range(count):
         order = torch.randperm(len(images), generator=generator).tolist()
-        place, asked = int(torch.randint(cells**2, (1,), generator=generator)), k % len(images)
-        parts.append(_different(asked, place, order, labels.tolist(), cells**2))
+        place, chosen = int(torch.randint(cells**2, (1,), generator=generator)), [k % len(images)]
+        for i in order:
+            if len(chosen) < cells**2 and int(labels[i]) not in {int(labels[j]) for j in chosen}:
+                chosen.append(i)
+        parts.append([*chosen[1 : place + 1], chosen[0], *chosen[place + 1 :]])
         places.append(place)
     table, at = torch.tensor(parts), torch.tensor(places)
-    joined = torch.stack([_joined(images[row], cells, (h, w), full_size) for row in table])
-    size = joined.shape[2], joined.shape[3]
-    down, across = (torch.arange(side) * cells // side for side in size)
+    joined = torch.stack([_joined(images[row], cells, full_size) for row in table])
+    down, across = (torch.arange(side) * cells // side for side in joined.shape[2:])
     truth = (down[:, None] * cells + across) == at[:, None, None]
-    asked_about = table[torch.arange(count), at]
+    asked = table[torch.arange(count), at]
     names = tuple(range(len(images))) if groups is None else tuple(groups)
-    return Mosaics(joined, labels[asked_about], truth.to(images.device), table, tuple(names[i] for i in asked_about))
+    return Mosaics(joined, labels[asked], truth.to(images.device), table, tuple(names[i] for i in asked))
 
-
-def _different(asked: int, place: int, order: Sequence[int], labels: Sequence[int], n: int) -> list[int]:
-    """Photos of n different classes from `order`, with `asked` at `place`."""
-    chosen = [asked]
-    for i in order:
-        if len(chosen) < n and labels[i] not in {labels[j] for j in chosen}:
-            chosen.append(i)
-    return [*chosen[1 : place + 1], asked, *chosen[place + 1 :]]
-
-
-def _joined(photos: Tensor, cells: int, size: tuple[int, int], full_size: bool) -> Tensor:
-    """One picture (C, H, W) of cells² `photos`."""
-    h, w = (cells * size[0], cells * size[1]) if full_size else size
-    edges = [[-(-side * k // cells) for k in range(cells + 1)] for side in (h, w)]
-    rows = []
-    for y in range(cells):
-        row = [_scaled(photos[y * cells + x], (edges[0][y + 1] - edges[0][y], edges[1][x + 1] - edges[1][x]))
-               for x in range(cells)]
-        rows.append(torch.cat(row, 2))
-    return torch.cat(rows, 1)
-
-
-def _scaled(photo: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(photo.shape[1:]) == size:
-        return photo
-    return F.interpolate(photo[None], size, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
-
-# %% ../../nbs/06_faithfulness/06_localisation.ipynb #748971fa
-def _masks(masks: Any, maps: Tensor) -> Tensor:
-    values = torch.as_tensor(masks, device=maps.device)
-    if values.shape != maps.shape or not ((values == 0) | (values == 1)).all():
-        raise ValueError(f"`masks` must be 0 or 1 of shape {tuple(maps.shape)}, got {values.dtype} "
-                         f"{tuple(values.shape)}")
-    area = values.bool().flatten(1).sum(1)
-    if (bad := (area == 0) | (area == maps[0].numel())).any():
-        raise ValueError(f"`masks` must hold some pixels but not all, got mask(s) {_listed(bad)} that do not")
-    return values.bool()
-
-
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #8beac04e
 def _against(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
+    """Maps and masks (B, H, W), checked."""
     values = torch.as_tensor(maps)
     if values.ndim != 3:
         raise ValueError(f"`maps` must have shape (B, H, W), got {tuple(values.shape)}")
     values = check_maps(values, values[:, None])
-    return values, _masks(masks, values)
+    inside = torch.as_tensor(masks, device=values.device)
+    if inside.shape != values.shape or not ((inside == 0) | (inside == 1)).all():
+        raise ValueError(
+            f"`masks` must be 0 or 1 of shape {tuple(values.shape)}, got {inside.dtype} {tuple(inside.shape)}"
+        )
+    area = inside.bool().flatten(1).sum(1)
+    if (bad := (area == 0) | (area == values[0].numel())).any():
+        raise ValueError(f"`masks` must hold some pixels but not all, got mask(s) {listed(bad)} that do not")
+    return values, inside.bool()
 
-
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #748971fa
 def relevance_mass(maps: Any, masks: Any) -> Tensor:
     """Share of the maps' positive mass (B, H, W) inside the masks (B, H, W): (B,), higher is better.
 
-    On `mosaics` this is the grid pointing game (Böhle et al. 2021); on masks of objects, the relevance mass accuracy of
-    Arras et al. (2022). Raises `ValueError` for shapes that differ, NaN, and masks of nothing or of everything; NaN,
-    with a warning, for maps without a positive value.
+    On `mosaics` this is the grid pointing game (Böhle et al. 2021), where chance is one in cells²; on masks of objects,
+    the relevance mass accuracy of Arras et al. (2022). Raises `ValueError` for shapes that differ, NaN, and masks of
+    nothing or of everything; NaN, with a warning, for maps without a positive value.
     """
     values, inside = _against(maps, masks)
     mass = values.double().clamp_min(0)
     total = mass.flatten(1).sum(1)
     if (none := total == 0).any():
-        warnings.warn(f"map(s) {_listed(none)} have no positive value: their share is undefined (NaN)", stacklevel=2)
+        warnings.warn(f"map(s) {listed(none)} have no positive value: their share is undefined (NaN)", stacklevel=2)
     return (mass * inside).flatten(1).sum(1) / total
 
 
 grid_pointing_game = relevance_mass
 
-
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #dd0d5537
 def pointing_game(maps: Any, masks: Any, tolerance: int = 0) -> Tensor:
     """Does the maximum lie in the mask? Share of the maximal pixels within `tolerance` pixels of it: (B,) in [0, 1].
 
@@ -199,16 +188,14 @@ def pointing_game(maps: Any, masks: Any, tolerance: int = 0) -> Tensor:
     disk. Raises as `relevance_mass` does.
     """
     values, inside = _against(maps, masks)
-    if not isinstance(tolerance, int) or isinstance(tolerance, bool) or tolerance < 0:
-        raise ValueError(f"`tolerance` must be a number of pixels, 0 or more, got {tolerance!r}")
-    if tolerance:
+    if tolerance := check_integer(tolerance, "tolerance", least=0):
         step = torch.arange(-tolerance, tolerance + 1, device=values.device)
         disk = (step[:, None] ** 2 + step**2 <= tolerance**2).float()[None, None]
         inside = F.conv2d(inside[:, None].float(), disk, padding=tolerance)[:, 0] > 0.5
     top = values == values.flatten(1).amax(1)[:, None, None]
     return (top & inside).flatten(1).sum(1).double() / top.flatten(1).sum(1)
 
-
+# %% ../../nbs/06_faithfulness/06_localisation.ipynb #b0181383
 def relevance_rank(maps: Any, masks: Any) -> Tensor:
     """Of the k highest pixels, k the mask's area, the share inside the mask: (B,) in [0, 1]; ties in raster order.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,30 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvi_nb.faithfulness.removal import (
-    Baseline,
-    _Bench,
-    _bench,
-    _check_count,
-    _fill,
-    _listed,
-    check_maps,
-)
-from ..models import Evaluations
+from .bench import Bench, Scores, metric
+from ..inference import Baseline
+from ..models import probability
+from ..plot import curves
+from ..validation import check_choice, check_integer, check_maps, check_real, check_seed, listed
 
 # %% auto #0
-__all__ = ['Perturbation', 'RegionCurve', 'sufficiency', 'necessity', 'Scores', 'removal_shares', 'infidelity', 'SensitivityN',
+__all__ = ['Perturbation', 'KINDS', 'RegionCurve', 'sufficiency', 'necessity', 'removal_shares', 'infidelity', 'SensitivityN',
            'sensitivity_n']
 
 # %% ../../nbs/06_faithfulness/04_sampling.ipynb #f75ffbe6
 @dataclass(frozen=True, eq=False, repr=False)
-class RegionCurve:
-    """Decisions by the most critical share of each image, alone or removed.
+class RegionCurve(Scores):
+    """Decisions by the most critical share of each image, alone or removed; `value` is the smallest area that decides.
 
     Attributes
     ----------
-    metric : str
-        "sufficiency" or "necessity".
     baseline : str
         Name of what stands for the rest.
     area : Tensor
@@ -48,52 +40,101 @@ class RegionCurve:
         (B, S) of the target.
     decided : Tensor
         (B, S) float 0 or 1: sufficiency, the target leads; necessity, it leads no more. NaN where it never led.
-    smallest : Tensor
-        (B,) smallest area tried that decides; 1 if none does, NaN where the target never led. Lower is better.
-    evaluations : Evaluations
-        B · (S + 1) forward.
     """
 
-    metric: str
     baseline: str
     area: Tensor
     probability: Tensor
     decided: Tensor
-    smallest: Tensor
-    evaluations: Evaluations
 
-    def __repr__(self) -> str:
-        return (f"RegionCurve({self.metric}, baseline {self.baseline}, {len(self.smallest)} images, mean smallest area "
-                f"{self.smallest.nanmean():.3f}, {self.evaluations})")
+    @property
+    def smallest(self) -> Tensor:
+        """(B,) smallest area tried that decides; 1 if none does, NaN where the target never led."""
+        return self.value
+
+    @property
+    def trace(self) -> tuple[Tensor, Tensor]:
+        """Area and probability."""
+        return self.area, self.probability
 
     def to_frame(self) -> pd.DataFrame:
         """One row per image and area: image (its number), area, probability, decided."""
         b, s = self.probability.shape
-        return pd.DataFrame({
-            "image": torch.arange(b).repeat_interleave(s), "area": self.area.cpu().repeat(b),
-            "probability": self.probability.flatten().cpu(), "decided": self.decided.flatten().cpu()})
+        return pd.DataFrame(
+            {
+                "image": torch.arange(b).repeat_interleave(s),
+                "area": self.area.cpu().repeat(b),
+                "probability": self.probability.flatten().cpu(),
+                "decided": self.decided.flatten().cpu(),
+            }
+        )
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the share of images decided against area; returns the matplotlib axes."""
-        from cvi_nb.plot import curves
+        return curves(
+            self.area.cpu(),
+            {self.metric: self.decided.nanmean(0).cpu()},
+            "share of the image",
+            "share of images",
+            ax=ax,
+        )
 
-        return curves(self.area.cpu(), {self.metric: self.decided.nanmean(0).cpu()}, "share of the image",
-                      "share of images", ax=ax)
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #fc9605b4
+def _led(bench: Bench) -> Tensor:
+    """Whether the target leads on each image (B,): an error if on none of them, a warning if not on all."""
+    led = bench.read(lambda i, _: bench.images[i])[1]
+    if not led.any():
+        raise ValueError(
+            f"`model` must decide for the target on some image, got none of {len(led)}: there is no decision to explain"
+        )
+    if not led.all():
+        warnings.warn(
+            f"the network does not decide for the target on image(s) {listed(~led)}: undefined (NaN)", stacklevel=5
+        )
+    return led
+
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #c052b417
+_AREAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
+def _regions(bench: Bench, maps: Tensor, areas: Sequence[float], baseline: Baseline, shown: bool) -> RegionCurve:
+    before, n, (name, filled) = bench.classifier.evaluations, maps[0].numel(), bench.fill(baseline)
+    areas = [check_real(a, "areas", above=0, below=1) for a in areas]
+    if not areas or areas != sorted(set(areas)):
+        raise ValueError(f"`areas` must ascend within (0, 1), got {areas}")
+    ranks, led, found = bench.ranks(maps), _led(bench), []
+    for a in areas:
+        keep = (ranks < max(1, round(a * n))) == shown
+        found.append(bench.read(lambda i, _, keep=keep: torch.where(keep[i, None], bench.images[i], filled[i])))  # type: ignore[misc]
+    p, leads = (torch.stack(part, 1) for part in zip(*found, strict=True))
+    decided = (leads == shown).to(bench.images).masked_fill(~led[:, None], torch.nan)
+    area = torch.tensor(areas, device=decided.device)
+    smallest = torch.where(decided == 1, area, 1.0).amin(1).masked_fill(~led, torch.nan)
+    return RegionCurve(
+        "sufficiency" if shown else "necessity",
+        smallest,
+        "lower",
+        bench.classifier.evaluations - before,
+        name,
+        area,
+        p,
+        decided,
+    )
+
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #9318ad83
+@metric("sufficiency", better="lower")
 def sufficiency(
-    model: Any, images: Tensor, maps: Any, target: Any, areas: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
-    baseline: Baseline = "blur", batch_size: int = 32, ties: str = "raster", seed: int = 0,
+    bench: Bench, maps: Tensor, areas: Sequence[float] = _AREAS, baseline: Baseline = "blur"
 ) -> RegionCurve:
     """Does the network decide for the target when it sees only the most critical share of the image?
 
-    Source: the smallest sufficient region of Dabkowski & Gal (2017).
+    Source: the smallest sufficient region of Dabkowski & Gal (2017). Costs an evaluation per image and area, and one.
 
     Parameters
     ----------
     areas : sequence of float
         Shares of the image, ascending, in (0, 1).
-    model, images, maps, target, baseline, batch_size, ties, seed
+    model, images, target, maps, baseline, batch_size, ties, seed
         As for `deletion`.
 
     Raises
@@ -106,87 +147,21 @@ def sufficiency(
     UserWarning
         Images on which the network does not decide for the target to begin with: their values are NaN.
     """
-    bench = _bench(model, images, target, batch_size, ties, seed)
-    return _regions(bench, check_maps(maps, bench.images), areas, baseline, shown=True)
+    return _regions(bench, maps, areas, baseline, shown=True)
 
-
-def necessity(
-    model: Any, images: Tensor, maps: Any, target: Any, areas: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7),
-    baseline: Baseline = "grey", batch_size: int = 32, ties: str = "raster", seed: int = 0,
-) -> RegionCurve:
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #c23ee980
+@metric("necessity", better="lower")
+def necessity(bench: Bench, maps: Tensor, areas: Sequence[float] = _AREAS, baseline: Baseline = "grey") -> RegionCurve:
     """Does the network stop deciding for the target when the most critical share of the image is removed?
 
-    Source: the smallest destroying region of Dabkowski & Gal (2017). Parameters, errors and warnings are those of
+    Source: the smallest destroying region of Dabkowski & Gal (2017). Parameters, errors, warnings and cost are those of
     `sufficiency`.
     """
-    bench = _bench(model, images, target, batch_size, ties, seed)
-    return _regions(bench, check_maps(maps, bench.images), areas, baseline, shown=False)
+    return _regions(bench, maps, areas, baseline, shown=False)
 
-
-def _regions(bench: _Bench, maps: Tensor, areas: Sequence[float], baseline: Baseline, shown: bool) -> RegionCurve:
-    before, n, (name, fill) = bench.classifier.evaluations, maps[0].numel(), _fill(baseline, bench.images)
-    if not areas or list(areas) != sorted(set(areas)) or not all(0 < a < 1 for a in areas):
-        raise ValueError(f"`areas` must ascend within (0, 1), got {tuple(areas)}")
-    ranks = bench.ranks(maps.flatten(1)).view(maps.shape)
-    counts = torch.tensor([max(1, round(a * n)) for a in areas], device=ranks.device)
-
-    def paint(s: int, i: Tensor, _: Tensor) -> Tensor:
-        keep = (ranks[i] < counts[s]) == shown
-        return torch.where(keep[:, None], bench.images[i], fill[i])
-
-    _, led = bench.read(lambda i, _: bench.images[i])
-    _check_led(led)
-    found = [bench.read(partial(paint, s)) for s in range(len(counts))]
-    leads = torch.stack([leads for _, leads in found], 1)
-    decided = (leads == shown).to(bench.images).masked_fill(~led[:, None], torch.nan)
-    area = torch.tensor(areas, device=decided.device)
-    smallest = torch.where(decided == 1, area, 1.0).amin(1).masked_fill(~led, torch.nan)
-    return RegionCurve("sufficiency" if shown else "necessity", name, area, torch.stack([p for p, _ in found], 1),
-                       decided, smallest, bench.classifier.evaluations - before)
-
-
-def _check_led(led: Tensor) -> None:
-    """Raise if the target leads on none of the images, warn if not on all of them."""
-    if not led.any():
-        raise ValueError(f"`model` must decide for the target on some image, got none of {len(led)}: there is no "
-                         "decision to explain")
-    if not led.all():
-        warnings.warn(f"the network does not decide for the target on image(s) {_listed(~led)}: undefined (NaN)",
-                      stacklevel=4)
-
-# %% ../../nbs/06_faithfulness/04_sampling.ipynb #4bcb5f10
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #c90df630
 Perturbation = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
-_KINDS = ("squares", "pixels")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Scores:
-    """One number per image.
-
-    Attributes
-    ----------
-    metric : str
-    value : Tensor
-        (B,); NaN where it is undefined.
-    better : str
-        "higher" or "lower".
-    evaluations : Evaluations
-        Spent on judging.
-    """
-
-    metric: str
-    value: Tensor
-    better: str
-    evaluations: Evaluations
-
-    def __repr__(self) -> str:
-        return (f"Scores({self.metric}, {len(self.value)} images, mean {self.value.nanmean():.4g}, {self.better} is "
-                f"better, {self.evaluations})")
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row per image: image (its number), metric, value."""
-        value = self.value.cpu().double()
-        return pd.DataFrame({"image": range(len(value)), "metric": self.metric, "value": value})
+KINDS = ("squares", "pixels")
 
 
 def removal_shares(size: tuple[int, int], draws: int, kind: str = "squares", seed: int = 0) -> Tensor:
@@ -195,29 +170,77 @@ def removal_shares(size: tuple[int, int], draws: int, kind: str = "squares", see
     "squares": one to four squares go, of sides up to half the image; "pixels": every pixel goes with a
     probability of its draw's own.
     """
-    _check_count(draws, "draws")
-    if kind not in _KINDS:
-        raise ValueError(f"`kind` must be one of {_KINDS}, got {kind!r}")
-    generator = torch.Generator().manual_seed(seed)
-    h, w = size
-    if kind == "pixels":
+    draws, (h, w) = check_integer(draws, "draws", least=1), size
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    if check_choice(kind, "kind", KINDS) == "pixels":
         return (torch.rand(draws, h, w, generator=generator) < torch.rand(draws, 1, 1, generator=generator)).float()
     y, x = torch.arange(h)[:, None] + 0.5, torch.arange(w) + 0.5
     middle = torch.rand(draws, 4, 2, generator=generator)
     half = torch.rand(draws, 4, generator=generator) * min(h, w) / 4 + 0.5
     used = torch.arange(4) <= (torch.rand(draws, 1, generator=generator) * 4).long()
     inside = ((y - middle[..., 0, None, None] * h).abs() <= half[..., None, None]) & (
-        (x - middle[..., 1, None, None] * w).abs() <= half[..., None, None])  # (draws, 4, H, W)
+        (x - middle[..., 1, None, None] * w).abs() <= half[..., None, None]
+    )  # (draws, 4, H, W)
     return (inside & used[..., None, None]).any(1).float()
 
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #9437d08c
+def _contributions(bench: Bench, maps: Any) -> Tensor:
+    """Maps (B, H, W) or (B, C, H, W), checked, in the images' dtype."""
+    values = torch.as_tensor(maps)
+    if values.ndim != 4 or values.shape != bench.images.shape:
+        return bench.maps(maps).to(bench.images)
+    check_maps(values.sum(1), bench.images)
+    return values.to(bench.images)
 
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #8e2dcfc1
+def _after(bench: Bench, shares: Tensor, baseline: Baseline) -> Tensor:
+    """p(target), (B, D), once `shares` (D, H, W) are removed."""
+    filled = bench.fill(baseline)[1]
+    return bench.read(lambda i, k: torch.lerp(bench.images[i], filled[i], shares[k][:, None]), len(shares))[0].view(
+        -1, len(shares)
+    )
+
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #620d3fe3
+def _own_falls(
+    bench: Bench, maps: Tensor, perturbation: Perturbation, draws: int, whole: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What maps promise of a caller's perturbations, and how far the probability falls, (B, draws) each."""
+    promised, fall = [], []
+    for k, (image, heat) in enumerate(zip(bench.images, maps, strict=True)):
+        generator = torch.Generator().manual_seed(bench.seed)
+        change, perturbed = perturbation(image.expand(draws, -1, -1, -1), generator)
+        if change.shape != (draws, *heat.shape) or perturbed.shape != (draws, *image.shape):
+            raise ValueError(
+                f"`perturbation` must return a change {(draws, *heat.shape)} and images "
+                f"{(draws, *image.shape)}, got {tuple(change.shape)} and {tuple(perturbed.shape)}"
+            )
+        promised.append((change * heat).flatten(1).sum(1))
+        rows = torch.full((draws,), k, device=image.device).split(bench.batch_size)
+        fall.append(
+            whole[k]
+            - torch.cat(
+                [
+                    probability(bench.logits(shown), bench.target[i])
+                    for shown, i in zip(perturbed.split(bench.batch_size), rows, strict=True)
+                ]
+            )
+        )
+    return torch.stack(promised), torch.stack(fall)
+
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #4275a667
+@metric("infidelity", better="lower", check=_contributions)
 def infidelity(
-    model: Any, images: Tensor, maps: Any, target: Any, perturbation: str | Perturbation = "squares", draws: int = 64,
-    baseline: Baseline = "grey", normalise: bool = True, batch_size: int = 32, seed: int = 0,
+    bench: Bench,
+    maps: Tensor,
+    perturbation: str | Perturbation = "squares",
+    draws: int = 64,
+    baseline: Baseline = "grey",
+    normalise: bool = True,
 ) -> Scores:
     """Mean squared error of a map as a linear account of removals.
 
-    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations (2019), definition 2.1.
+    Source: Yeh et al., On the (In)fidelity and Sensitivity of Explanations (2019), definition 2.1. Costs `draws` + 1
+    evaluations per image.
 
     Parameters
     ----------
@@ -228,7 +251,7 @@ def infidelity(
         (draws, H, W) or (draws, C, H, W) that multiplies the map, and the perturbed images.
     draws : int
         Per image; the same for all images.
-    baseline : Baseline
+    baseline : str, number or Tensor
         What a removed share becomes, as for `deletion`.
     normalise : bool
         Scale each map by the factor that fits best.
@@ -240,69 +263,26 @@ def infidelity(
     TypeError, ValueError
         Arguments of another kind, shape or range.
     """
-    bench = _bench(model, images, target, batch_size, "raster", seed)
-    values = torch.as_tensor(maps)
-    per_channel = values.ndim == 4 and values.shape == bench.images.shape
-    if per_channel and not callable(perturbation):
+    before, draws = bench.classifier.evaluations, check_integer(draws, "draws", least=1)
+    if maps.ndim == 4 and not callable(perturbation):
         raise ValueError("`maps` must have shape (B, H, W) for named perturbations: removal takes all channels")
-    if per_channel:
-        check_maps(values.sum(1), bench.images)
-    values = values.to(bench.images) if per_channel else check_maps(maps, bench.images).to(bench.images)
-    return _infidelity(bench, values, perturbation, draws, baseline, normalise)
-
-
-def _infidelity(
-    bench: _Bench, maps: Tensor, perturbation: str | Perturbation, draws: int, baseline: Baseline, normalise: bool
-) -> Scores:
-    before = bench.classifier.evaluations
-    promised, fall = _removed(bench, maps, perturbation, draws, baseline)
+    whole = bench.read(lambda i, _: bench.images[i])[0]
+    if callable(perturbation):
+        promised, fall = _own_falls(bench, maps, perturbation, draws, whole)
+    else:
+        kind = check_choice(perturbation, "perturbation", KINDS)
+        shares = removal_shares((maps.shape[1], maps.shape[2]), draws, kind, bench.seed).to(bench.images)
+        promised, fall = maps.flatten(1) @ shares.flatten(1).T, whole[:, None] - _after(bench, shares, baseline)
     if normalise:
         power = promised.square().sum(1)
         factor = (promised * fall).sum(1) / power.where(power > 0, 1)
         promised = promised * factor[:, None]
     return Scores("infidelity", (promised - fall).square().mean(1), "lower", bench.classifier.evaluations - before)
 
-
-def _removed(
-    bench: _Bench, maps: Tensor, perturbation: str | Perturbation, draws: int, baseline: Baseline
-) -> tuple[Tensor, Tensor]:
-    """What the map promises and how far the probability falls, (B, draws) each."""
-    _check_count(draws, "draws")
-    whole, _ = bench.read(lambda i, _: bench.images[i])
-    if callable(perturbation):
-        return _custom(bench, maps, perturbation, draws, whole)
-    shares = removal_shares((maps.shape[1], maps.shape[2]), draws, perturbation, bench.seed).to(bench.images)
-    after = _after(bench, shares, _fill(baseline, bench.images)[1])
-    return maps.flatten(1) @ shares.flatten(1).T, whole[:, None] - after
-
-
-def _after(bench: _Bench, shares: Tensor, fill: Tensor) -> Tensor:
-    """p(target), (B, D), once `shares` (D, H, W) are removed."""
-    return bench.read(lambda i, k: torch.lerp(bench.images[i], fill[i], shares[k][:, None]), len(shares))[0].view(
-        -1, len(shares))
-
-
-def _custom(
-    bench: _Bench, maps: Tensor, perturbation: Perturbation, draws: int, whole: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`_removed` with a perturbation of the caller's: change and perturbed images, one image at a time."""
-    promised, fall = [], []
-    for k, (image, heat) in enumerate(zip(bench.images, maps, strict=True)):
-        generator = torch.Generator().manual_seed(bench.seed)
-        change, perturbed = perturbation(image.expand(draws, -1, -1, -1), generator)
-        if change.shape != (draws, *heat.shape) or perturbed.shape != (draws, *image.shape):
-            raise ValueError(f"`perturbation` must return a change {(draws, *heat.shape)} and images "
-                             f"{(draws, *image.shape)}, got {tuple(change.shape)} and {tuple(perturbed.shape)}")
-        promised.append((change * heat).flatten(1).sum(1))
-        row = torch.full((draws,), k, device=image.device)
-        fall.append(whole[k] - torch.cat([bench._probability(p, i) for p, i in zip(
-            perturbed.split(bench.batch_size), row.split(bench.batch_size), strict=True)]))
-    return torch.stack(promised), torch.stack(fall)
-
 # %% ../../nbs/06_faithfulness/04_sampling.ipynb #34faa925
 @dataclass(frozen=True, eq=False, repr=False)
-class SensitivityN:
-    """Correlation of promised and actual falls over random sets of n pixels.
+class SensitivityN(Scores):
+    """Correlation of promised and actual falls over random sets of n pixels; `value` is its mean where it is defined.
 
     Attributes
     ----------
@@ -310,35 +290,59 @@ class SensitivityN:
         (S,) n as a share of the image.
     correlation : Tensor
         (B, S) Pearson's; NaN where one of the two does not vary.
-    score : Tensor
-        (B,) mean over the fractions where it is defined; higher is better, 0 by chance.
-    evaluations : Evaluations
-        B · (S · draws + 1) forward.
     """
 
     fraction: Tensor
     correlation: Tensor
-    score: Tensor
-    evaluations: Evaluations
 
-    def __repr__(self) -> str:
-        return f"SensitivityN({len(self.score)} images, mean {self.score.nanmean():.3f}, {self.evaluations})"
+    @property
+    def score(self) -> Tensor:
+        """(B,) mean correlation; higher is better, 0 by chance."""
+        return self.value
+
+    @property
+    def trace(self) -> tuple[Tensor, Tensor]:
+        """Fraction and correlation."""
+        return self.fraction, self.correlation
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the mean correlation against n; returns the matplotlib axes."""
-        from cvi_nb.plot import curves
+        return curves(
+            self.fraction.cpu(),
+            {"sensitivity-n": self.correlation.nanmean(0).cpu()},
+            "share removed",
+            "correlation",
+            ax=ax,
+        )
 
-        return curves(self.fraction.cpu(), {"sensitivity-n": self.correlation.nanmean(0).cpu()}, "share removed",
-                      "correlation", ax=ax)
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #f6213d86
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation (B,) of rows (B, D); NaN where one does not vary beyond rounding."""
+    scale = a.abs().amax(1), b.abs().amax(1)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    flat = (a.abs().amax(1) <= 1e-6 * scale[0]) | (b.abs().amax(1) <= 1e-6 * scale[1])
+    value = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-30)
+    return value.masked_fill(flat, torch.nan)
 
-
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #112669a7
+@metric(
+    "sensitivity-n",
+    better="higher",
+    table={"fractions": (0.1, 0.3, 0.5, 0.7, 0.9), "draws": 32},
+    undefined="map or probability does not vary at some size",
+)
 def sensitivity_n(
-    model: Any, images: Tensor, maps: Any, target: Any, fractions: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
-    draws: int = 64, tile: int | None = None, baseline: Baseline = "grey", batch_size: int = 32, seed: int = 0,
+    bench: Bench,
+    maps: Tensor,
+    fractions: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8),
+    draws: int = 64,
+    tile: int | None = None,
+    baseline: Baseline = "grey",
 ) -> SensitivityN:
     """Correlation between the sum of the map over random sets of pixels and the fall when they are removed.
 
-    Source: Ancona et al., Towards better understanding of gradient-based attribution methods (2018), section 4.
+    Source: Ancona et al., Towards better understanding of gradient-based attribution methods (2018), section 4. Costs
+    `draws` evaluations per image and fraction, and one.
 
     Parameters
     ----------
@@ -348,7 +352,7 @@ def sensitivity_n(
         Sets per size, at least 3; the same for all images.
     tile : int, optional
         Sets are made of squares of that side; 1/28 of the shorter side by default (8 pixels of 224).
-    model, images, maps, target, baseline, batch_size, seed
+    model, images, target, maps, baseline, batch_size, seed
         As for `deletion`.
 
     Raises
@@ -361,44 +365,27 @@ def sensitivity_n(
     UserWarning
         The correlation is undefined for an image and size: the map's sums, or the probability, do not vary.
     """
-    bench = _bench(model, images, target, batch_size, "raster", seed)
-    result = _sensitivity_n(bench, check_maps(maps, bench.images), fractions, draws, tile, baseline)
-    undefined = result.correlation.isnan()
-    if undefined.any():
-        warnings.warn(f"sensitivity-n is undefined for image(s) {_listed(undefined.any(1))} at some size: map or "
-                      "probability does not vary", stacklevel=2)
-    return result
-
-
-def _sensitivity_n(
-    bench: _Bench, maps: Tensor, fractions: Sequence[float], draws: int, tile: int | None, baseline: Baseline
-) -> SensitivityN:
     before, (h, w) = bench.classifier.evaluations, maps.shape[1:]
-    side = max(1, min(h, w) // 28) if tile is None else tile
-    _check_count(side, "tile", min(h, w), " (the shorter side)")
-    _check_count(draws, "draws")
-    units = -(-h // side) * -(-w // side)
-    if draws < 3 or not fractions or not all(0 < round(f * units) < units for f in fractions):
-        raise ValueError(f"`fractions` must lie in (0, 1), remove some of {units} tiles but not all, and have at least "
-                         f"3 `draws`, got {tuple(fractions)} and {draws}")
-    generator = torch.Generator().manual_seed(bench.seed)
-    whole, _ = bench.read(lambda i, _: bench.images[i])
-    fill, columns = _fill(baseline, bench.images)[1], []
-    for fraction in fractions:
-        places = torch.rand(draws, units, generator=generator).argsort(1)[:, : round(fraction * units)]
-        chosen = torch.zeros(draws, units).scatter_(1, places, 1).view(draws, 1, -(-h // side), -(-w // side))
+    side = check_integer(max(1, min(h, w) // 28) if tile is None else tile, "tile", least=1, most=min(h, w))
+    draws, down, across = check_integer(draws, "draws", least=3), -(-h // side), -(-w // side)
+    fractions = [check_real(f, "fractions", above=0, below=1) for f in fractions]
+    sizes = [round(f * down * across) for f in fractions]
+    if not sizes or not all(0 < size < down * across for size in sizes):
+        raise ValueError(f"`fractions` must remove some of {down * across} tiles but not all, got {fractions}")
+    generator, columns = torch.Generator().manual_seed(bench.seed), []
+    whole = bench.read(lambda i, _: bench.images[i])[0]
+    for size in sizes:
+        places = torch.rand(draws, down * across, generator=generator).argsort(1)[:, :size]
+        chosen = torch.zeros(draws, down * across).scatter_(1, places, 1).view(draws, 1, down, across)
         shares = F.interpolate(chosen, scale_factor=side)[:, 0, :h, :w].to(bench.images)
         promised = maps.to(shares).flatten(1) @ shares.flatten(1).T
-        columns.append(_correlation(promised, whole[:, None] - _after(bench, shares, fill)))
+        columns.append(_correlation(promised, whole[:, None] - _after(bench, shares, baseline)))
     correlation = torch.stack(columns, 1)
-    return SensitivityN(torch.tensor(fractions), correlation, correlation.nanmean(1),
-                        bench.classifier.evaluations - before)
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation (B,) of rows (B, D); NaN where one does not vary beyond rounding."""
-    scale = a.abs().amax(1), b.abs().amax(1)
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    flat = (a.abs().amax(1) <= 1e-6 * scale[0]) | (b.abs().amax(1) <= 1e-6 * scale[1])
-    value = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-30)
-    return value.masked_fill(flat, torch.nan)
+    return SensitivityN(
+        "sensitivity-n",
+        correlation.nanmean(1),
+        "higher",
+        bench.classifier.evaluations - before,
+        torch.tensor(fractions),
+        correlation,
+    )

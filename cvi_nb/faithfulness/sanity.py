@@ -11,50 +11,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..data import ImageSet, check_images, check_labels
-from .removal import _check_count, _listed, check_maps, edge_map
-from .sampling import Scores
+from ..data import ImageSet
+from .bench import Scores, edge_map, image_rows, old_order
 from ..models import Classifier, Evaluations, as_classifier
+from ..plot import style
+from ..statistics import rank_correlation
+from cvi_nb.validation import (
+    check_callable,
+    check_integer,
+    check_logits,
+    check_maps,
+    check_real,
+    check_seed,
+    check_target,
+    listed,
+)
 
 # %% auto #0
-__all__ = ['Explain', 'rank_correlation', 'layer_names', 'overwritten', 'cascade', 'SanityResult', 'model_randomisation',
-           'target_randomisation', 'label_randomisation', 'max_sensitivity', 'seed_agreement']
+__all__ = ['Explain', 'layer_names', 'overwritten', 'cascade', 'SanityResult', 'model_randomisation', 'target_randomisation',
+           'label_randomisation', 'max_sensitivity', 'seed_agreement']
 
-# %% ../../nbs/06_faithfulness/07_sanity.ipynb #00982baf
-Explain = Callable[[Any, Tensor, Tensor], Tensor]
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #e7c556c7
+def _network(model: Any) -> nn.Module:
+    inner = model.model if isinstance(model, Classifier) else model
+    if not isinstance(inner, nn.Module):
+        raise TypeError(f"`model` must be a network with weights to overwrite, got {type(inner).__name__}")
+    return inner
 
-
-def rank_correlation(a: Any, b: Any) -> Tensor:
-    """Spearman's rank correlation of maps (B, H, W), image by image: (B,) float64, NaN where a map is constant.
-
-    Raises `ValueError` for shapes that differ and values that are not finite.
-    """
-    values = [torch.as_tensor(v).detach().cpu().double() for v in (a, b)]
-    if values[0].shape != values[1].shape or values[0].ndim != 3 or not all(v.isfinite().all() for v in values):
-        raise ValueError(f"`a` and `b` must be finite and of one shape (B, H, W), got {tuple(values[0].shape)} and "
-                         f"{tuple(values[1].shape)}")
-    ranks = [torch.from_numpy(rankdata(v.flatten(1).numpy(), axis=1)) for v in values]
-    ranks = [r - r.mean(1, keepdim=True) for r in ranks]
-    scale = ranks[0].norm(dim=1) * ranks[1].norm(dim=1)
-    return (ranks[0] * ranks[1]).sum(1) / scale.masked_fill(scale == 0, torch.nan)
-
-
-def _explained(explain: Explain, model: Any, images: Tensor, target: Tensor, name: str) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*are constant; the tie rule")  # counted where maps are compared
-        return check_maps(explain(model, images, target), images, name)
-
-# %% ../../nbs/06_faithfulness/07_sanity.ipynb #82c5dc7c
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #ad8efe34
 @torch.no_grad()
 def layer_names(model: Any, image: Tensor) -> list[str]:
     """Modules of `model` with weights of their own, in the order of a forward pass; those that it does not call, last.
 
-    `image` (1, C, H, W) is sent through a copy. Raises `TypeError` if `model` is no network with weights.
+    `image` (1, C, H, W) is sent through a copy. Raises `TypeError` if `model` is no network with weights,
+    `ValueError` if it does not give logits of two or more classes.
     """
     network = copy.deepcopy(_network(model))
     owners = {name: module for name, module in network.named_modules() if list(module.parameters(recurse=False))}
@@ -66,17 +62,10 @@ def layer_names(model: Any, image: Tensor) -> list[str]:
     shell = copy.copy(as_classifier(model))
     shell._modules = dict(shell._modules)
     shell.model = network
-    shell(image)
+    check_logits(shell(image), len(image))
     return list(dict.fromkeys([*called, *owners]))
 
-
-def _network(model: Any) -> Any:
-    inner = model.model if isinstance(model, Classifier) else model
-    if not isinstance(inner, nn.Module):
-        raise TypeError(f"`model` must be a network with weights to overwrite, got {type(inner).__name__}")
-    return inner
-
-
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #82c5dc7c
 @torch.no_grad()
 def overwritten(model: Any, layers: Sequence[str], seed: int = 0) -> Any:
     """A copy of `model` in which the modules named in `layers` are overwritten: tensors permuted, signs random.
@@ -84,7 +73,7 @@ def overwritten(model: Any, layers: Sequence[str], seed: int = 0) -> Any:
     What a tensor becomes depends on `seed` and its name only, so a longer list changes the same layers in the
     same way. Raises `ValueError` for unknown names.
     """
-    changed = copy.deepcopy(model)
+    changed, seed = copy.deepcopy(model), check_seed(seed)
     modules = dict(_network(changed).named_modules())
     if missing := [name for name in layers if name not in modules]:
         raise ValueError(f"`layers` must name modules of the network, got {missing}")
@@ -100,20 +89,22 @@ def overwritten(model: Any, layers: Sequence[str], seed: int = 0) -> Any:
             weight.copy_(fresh)
     return changed
 
-
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #c3451139
 def cascade(model: Any, image: Tensor, stages: int | None = None, seed: int = 0) -> Iterator[tuple[str, float, Any]]:
     """Networks overwritten from the output down: (last layer overwritten, share of layers overwritten, network).
 
     `stages` takes so many of them, evenly spaced, the last with every layer; None takes one per layer.
     """
     names = layer_names(model, image)[::-1]
-    stages = len(names) if stages is None else stages
-    _check_count(stages, "stages", len(names), " (the number of layers)")
+    stages = len(names) if stages is None else check_integer(stages, "stages", least=1, most=len(names))
     for k in range(1, stages + 1):
         upto = -(-len(names) * k // stages)
         yield names[upto - 1], upto / len(names), overwritten(model, names[:upto], seed)
 
-# %% ../../nbs/06_faithfulness/07_sanity.ipynb #613d91ae
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #625fa4f0
+Explain = Callable[[Any, Tensor, Tensor], Tensor]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class SanityResult:
     """How alike maps are before and after a change, per image.
@@ -146,30 +137,65 @@ class SanityResult:
     def summary(self) -> pd.DataFrame:
         """Mean similarity per method and change, and images left out because a map was constant."""
         grouped = self.frame.groupby(["method", "change", "depth"], sort=False)["similarity"]
-        return pd.DataFrame({"similarity": grouped.mean(), "images": grouped.count(),
-                             "constant": grouped.apply(lambda v: int(v.isna().sum()))}).reset_index()
+        return pd.DataFrame(
+            {
+                "similarity": grouped.mean(),
+                "images": grouped.count(),
+                "constant": grouped.apply(lambda v: int(v.isna().sum())),
+            }
+        ).reset_index()
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw mean similarity against the share of layers overwritten; returns the matplotlib axes."""
-        from cvi_nb.plot import curves
+        """Draw mean similarity, ± a deviation, against the share of layers overwritten; returns the matplotlib axes."""
+        start = self.frame.drop_duplicates(["image", "method"]).assign(depth=0.0, similarity=1.0)
+        with style():
+            ax = plt.subplots()[1] if ax is None else ax
+            sns.lineplot(
+                pd.concat([start, self.frame], ignore_index=True),
+                x="depth",
+                y="similarity",
+                hue="method",
+                style="method",
+                errorbar="sd",
+                err_kws={"alpha": 0.15, "lw": 0},
+                ax=ax,
+            )
+            ax.set(xlabel="share of layers overwritten", ylabel="rank correlation")
+            ax.get_legend().set_title(None)
+        return ax
 
-        table = self.frame.pivot_table("similarity", "depth", "method", sort=False).sort_index()
-        series = {str(name): [1.0, *table[name]] for name in table}
-        return curves([0.0, *table.index], series, "share of layers overwritten", "rank correlation", ax=ax)
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #a3e509c7
+def _given(model: Any, images: Any, target: Any) -> tuple[Classifier, Tensor, Tensor, dict[str, list[Any]]]:
+    """The network, images (B, C, H, W), target (B,) or (B, K), and names and groups of the images."""
+    (images, rows), model = image_rows(images), as_classifier(model)
+    classes = check_logits(model.logits(images[:1]), 1).shape[1]
+    return model, images, check_target(target, len(images), classes).to(images.device), rows
 
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #648e106d
+def _explained(explain: Explain, model: Any, images: Tensor, target: Tensor, name: str, **options: Any) -> Tensor:
+    """Checked maps (B, H, W); constant ones are counted where maps are compared."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*are constant; the tie rule")
+        return check_maps(explain(model, images, target, **options), images, name)
 
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #44822c92
 def _similarities(
-    images: Tensor, target: Tensor, names: Sequence[Any], groups: Sequence[Any], methods: Mapping[str, Explain],
-    before: Any, changes: Iterator[tuple[str, float, Any, Tensor]],
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    rows: dict[str, list[Any]],
+    methods: Mapping[str, Explain],
+    changes: Iterator[tuple[str, float, Any, Tensor]],
 ) -> SanityResult:
-    """Compare the maps of `before` with those after each change (name, depth, network, target)."""
-    if not isinstance(methods, Mapping) or not methods or not all(callable(f) for f in methods.values()):
+    """Compare the maps of `model` with those after each change (name, depth, network, target)."""
+    if not isinstance(methods, Mapping) or not methods:
         raise TypeError("`methods` must map names to callables (model, images, targets) -> maps, and not be empty")
+    for name, explain in methods.items():
+        check_callable(explain, f"methods[{name!r}]", "a callable (model, images, targets) -> maps")
     methods = dict(methods) if "edge" in methods else dict(methods) | {"edge": lambda _, x, __: edge_map(x)}
-    before, spent, frames, constant = as_classifier(before), Evaluations(), [], 0
-    start = before.evaluations
-    first = {name: _explained(f, before, images, target, f"methods[{name!r}]") for name, f in methods.items()}
-    spent += before.evaluations - start
+    start, spent, frames, constant = model.evaluations, Evaluations(), [], 0
+    first = {name: _explained(f, model, images, target, f"methods[{name!r}]") for name, f in methods.items()}
+    spent += model.evaluations - start
     for change, depth, network, other in changes:
         network = as_classifier(network)
         start = network.evaluations
@@ -177,27 +203,26 @@ def _similarities(
             after = _explained(explain, network, images, other, f"methods[{name!r}]")
             similarity = rank_correlation(first[name], after)
             constant += int(similarity.isnan().sum())
-            frames.append(pd.DataFrame({"image": list(names), "group": list(groups), "method": name, "change": change,
-                                        "depth": depth, "similarity": similarity.numpy()}))
+            frames.append(
+                pd.DataFrame(
+                    rows | {"method": name, "change": change, "depth": depth, "similarity": similarity.numpy()}
+                )
+            )
         spent += network.evaluations - start
     if constant:
-        warnings.warn(f"{constant} comparisons are undefined (NaN) because a map is constant; summaries leave them out",
-                      stacklevel=3)
+        warnings.warn(
+            f"{constant} comparisons are undefined (NaN) because a map is constant; summaries leave them out",
+            stacklevel=3,
+        )
     return SanityResult(pd.concat(frames, ignore_index=True), spent)
 
-
-def _given(images: Any, target: Any) -> tuple[Tensor, Tensor, Sequence[Any], Sequence[Any]]:
-    """Images (B, C, H, W), target (B,), names and groups."""
-    names: Sequence[Any] = range(len(images))
-    groups: Sequence[Any] = names
-    if isinstance(images, ImageSet):
-        names, groups, images = images.names, images.groups, images.images
-    images = check_images(images).detach()
-    return images, check_labels(target, len(images), name="target").to(images.device), names, groups
-
-
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #613d91ae
 def model_randomisation(
-    model: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Explain], stages: int | None = None,
+    model: Any,
+    images: Tensor | ImageSet,
+    target: Any,
+    methods: Mapping[str, Explain],
+    stages: int | None = None,
     seed: int = 0,
 ) -> SanityResult:
     """Overwrite the network from the output down, and see whether the maps notice.
@@ -209,8 +234,8 @@ def model_randomisation(
     model : Classifier or nn.Module
     images : Tensor or ImageSet
         (B, C, H, W) in [0, 1].
-    target : Tensor or sequence of int
-        (B,) classes to explain, throughout.
+    target : int, Tensor or sequence of int
+        (B,) classes to explain, throughout, or a boolean mask (B, K).
     methods : mapping of str to callable
         (model, images, targets) -> maps (B, H, W). The control "edge", which knows no network, is added.
     stages : int, optional
@@ -233,44 +258,61 @@ def model_randomisation(
     UserWarning
         Maps that are constant, so that nothing can be compared.
     """
-    images, target, names, groups = _given(images, target)
+    _network(model)
+    model, images, target, rows = _given(model, images, target)
     changes = ((name, depth, network, target) for name, depth, network in cascade(model, images[:1], stages, seed))
-    return _similarities(images, target, names, groups, methods, model, changes)
+    return _similarities(model, images, target, rows, methods, changes)
 
-
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #d92d6159
 def target_randomisation(
-    model: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Explain], seed: int = 0,
-    batch_size: int = 32,
+    model: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Explain], seed: int = 0
 ) -> SanityResult:
     """Explain another class, drawn at random, and see whether the maps notice.
 
     Source: the random logit test of Sixt, Granz & Landgraf, When Explanations Lie (2020). Parameters, result, errors
     and warnings are those of `model_randomisation`.
     """
-    images, target, names, groups = _given(images, target)
-    classes = as_classifier(model).logits(images[:1], batch_size).shape[1]
-    if classes < 2:
-        raise ValueError(f"`model` must tell at least two classes apart, got {classes}")
-    step = torch.randint(1, classes, (len(target),), generator=torch.Generator().manual_seed(seed)).to(target.device)
-    changes = iter([("other target", 1.0, model, (target + step) % classes)])
-    return _similarities(images, target, names, groups, methods, model, changes)
+    model, images, target, rows = _given(model, images, target)
+    if target.dtype == torch.bool:
+        raise TypeError("`target` must be one class per image, so that another can be drawn, got a mask of classes")
+    classes = model.logits(images[:1]).shape[1]
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    step = torch.randint(1, classes, (len(target),), generator=generator).to(target.device)
+    return _similarities(
+        model, images, target, rows, methods, iter([("other target", 1.0, model, (target + step) % classes)])
+    )
+
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #160bb464
+def _randomised_second(args: tuple[Any, ...]) -> bool:
+    return len(args) > 1 and not isinstance(args[1], Tensor | ImageSet)
 
 
+@old_order(("model", "randomised", "images", "target", "methods"), _randomised_second)
 def label_randomisation(
-    model: Any, randomised: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Explain]
+    model: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Explain], randomised: Any
 ) -> SanityResult:
     """Compare the maps of a network with those of `randomised`, the same network trained on random labels.
 
     Source: the data randomisation test of Adebayo et al. (2018). `randomised` is a network as `model` is; training it
     is the caller's (`cvi_nb.defence.train` with permuted labels). Otherwise as `model_randomisation`.
     """
-    images, target, names, groups = _given(images, target)
-    changes = iter([("random labels", 1.0, randomised, target)])
-    return _similarities(images, target, names, groups, methods, model, changes)
+    model, images, target, rows = _given(model, images, target)
+    _given(randomised, images, target)
+    return _similarities(model, images, target, rows, methods, iter([("random labels", 1.0, randomised, target)]))
 
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #b8d2e3e0
+_EXPLAIN_FIRST: Any = (("explain", "model", "images", "target"), _randomised_second)  # the older order
+
+
+@old_order(*_EXPLAIN_FIRST)
 def max_sensitivity(
-    explain: Explain, model: Any, images: Tensor, target: Any, radius: float = 0.02, draws: int = 10, seed: int = 0,
+    model: Any,
+    images: Tensor,
+    target: Any,
+    explain: Explain,
+    radius: float = 0.02,
+    draws: int = 10,
+    seed: int = 0,
     perturb: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> Scores:
     """Largest relative change of the map under small random changes of the image.
@@ -279,10 +321,10 @@ def max_sensitivity(
 
     Parameters
     ----------
+    model, images, target
+        As for `model_randomisation`.
     explain : callable
         (model, images, targets) -> maps (B, H, W).
-    model, images, target
-        As for `model_randomisation`, images a Tensor.
     radius : float
         Of the L∞ ball, in units of [0, 1].
     draws : int
@@ -301,12 +343,10 @@ def max_sensitivity(
     TypeError, ValueError
         Arguments of another kind, shape or range; maps with NaN.
     """
-    images, target, _, _ = _given(images, target)
-    _check_count(draws, "draws")
-    if perturb is None and not 0 < radius < 1:
-        raise ValueError(f"`radius` must be in (0, 1), got {radius!r}")
-    model, generator = as_classifier(model), torch.Generator().manual_seed(seed)
-    before = model.evaluations
+    radius, draws = check_real(radius, "radius", above=0, below=1), check_integer(draws, "draws", least=1)
+    model, images, target, _ = _given(model, images, target)
+    check_callable(explain, "explain", "a callable (model, images, targets) -> maps")
+    before, generator = model.evaluations, torch.Generator().manual_seed(check_seed(seed))
     first = _explained(explain, model, images, target, "explain(…)").flatten(1)
     length, worst = first.norm(dim=1), torch.zeros(len(images), device=first.device, dtype=first.dtype)
     for _ in range(draws):
@@ -318,23 +358,31 @@ def max_sensitivity(
         other = _explained(explain, model, moved, target, "explain(…)").flatten(1)
         worst = torch.maximum(worst, (other - first).norm(dim=1))
     if (zero := length == 0).any():
-        warnings.warn(f"the map(s) of image(s) {_listed(zero)} are zero throughout: max-sensitivity is undefined (NaN)",
-                      stacklevel=2)
+        warnings.warn(
+            f"the map(s) of image(s) {listed(zero)} are zero throughout: max-sensitivity is undefined (NaN)",
+            stacklevel=3,
+        )
     return Scores("max-sensitivity", worst / length.masked_fill(zero, torch.nan), "lower", model.evaluations - before)
 
-
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #f6823482
+@old_order(*_EXPLAIN_FIRST)
 def seed_agreement(
-    explain: Callable[..., Tensor], model: Any, images: Tensor, target: Any, seeds: Sequence[int] = (0, 1, 2)
+    model: Any, images: Tensor, target: Any, explain: Callable[..., Tensor], seeds: Sequence[int] = (0, 1, 2)
 ) -> Scores:
     """Mean rank correlation between the maps of different seeds, `explain(model, images, targets, seed=…)`: (B,).
 
-    1 for a method without chance. Raises `ValueError` for fewer than two seeds.
+    1 for a method without chance; NaN where a map is constant. Raises `ValueError` for fewer than two seeds.
     """
-    images, target, _, _ = _given(images, target)
+    model, images, target, _ = _given(model, images, target)
     if len(set(seeds)) < 2:
         raise ValueError(f"`seeds` must be at least two different ones, got {tuple(seeds)}")
-    model = as_classifier(model)
     before = model.evaluations
-    maps = [check_maps(explain(model, images, target, seed=s), images, "explain(…)") for s in seeds]
+    maps = [_explained(explain, model, images, target, "explain(…)", seed=s) for s in seeds]
     pairs = [rank_correlation(a, b) for k, a in enumerate(maps) for b in maps[:k]]
-    return Scores("seed agreement", torch.stack(pairs).mean(0), "higher", model.evaluations - before)
+    value = torch.stack(pairs).mean(0)
+    if value.isnan().any():
+        warnings.warn(
+            f"map(s) {listed(value.isnan())} are constant for some seed: their agreement is undefined (NaN)",
+            stacklevel=3,
+        )
+    return Scores("seed agreement", value, "higher", model.evaluations - before)
