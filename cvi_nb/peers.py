@@ -6,25 +6,64 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from .faithfulness import separable
 from .inference.perturbation import shifted_masks
-from .models import Classifier, Evaluations
+from .models import Classifier, Evaluations, as_classifier
+from .validation import check_images, check_integer, check_logits, check_options, check_real, check_target
 
 # %% auto #0
-__all__ = ['PEERS', 'saliency', 'smooth_grad', 'integrated_gradients', 'grad_cam', 'occlusion', 'kernel_shap', 'rise',
-           'grad_cam_plus_plus', 'lime', 'shap_partition', 'information_bottleneck', 'feature_moments', 'Explained',
+__all__ = ['PEERS', 'peer', 'saliency', 'smooth_grad', 'integrated_gradients', 'grad_cam', 'grad_cam_plus_plus', 'occlusion',
+           'kernel_shap', 'lime', 'shap_partition', 'rise', 'information_bottleneck', 'feature_moments', 'Explained',
            'explain_all']
+
+# %% ../nbs/12_peers.ipynb #29d7f112
+PEERS: dict[str, Callable[..., Tensor]] = {}
+
+
+def peer(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register an explanation `(model, images, target, …) -> maps (B, H, W)` in `PEERS`; its arguments are checked.
+
+    Images are (B, C, H, W) in [0, 1], target classes (B,). Options annotated as `int` must be at least 1 (a seed, 0),
+    as `float` not negative. Raises `TypeError` and `ValueError` by the argument's name.
+    """
+
+    def register(explain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        signature = inspect.signature(explain)
+
+        @wraps(explain)
+        def checked(model: Any, images: Tensor, target: Any, *args: Any, **options: Any) -> Tensor:
+            check_options(options, explain, explain.__name__)
+            images = check_images(images)
+            classes = check_target(target, len(images)).to(images.device)
+            if classes.dtype == torch.bool:
+                raise TypeError("`target` must be one class per image, got a mask of classes")
+            bound = signature.bind(as_classifier(model), images, classes, *args, **options)
+            for key, value in bound.arguments.items():
+                if signature.parameters[key].annotation == "int":
+                    bound.arguments[key] = check_integer(value, key, least=int(key != "seed"))
+                elif signature.parameters[key].annotation == "float":
+                    bound.arguments[key] = check_real(value, key, least=0)
+            return explain(*bound.args, **bound.kwargs)
+
+        PEERS[name] = checked
+        return checked
+
+    return register
 
 # %% ../nbs/12_peers.ipynb #8b35c61e
 def _imported(name: str) -> Any:
@@ -34,21 +73,19 @@ def _imported(name: str) -> Any:
     except ImportError as error:
         raise ImportError(f'this peer needs {name.split(".")[0]}: pip install "cvi_nb[paper,bench]"') from error
 
-
-def _captum() -> Any:
-    return _imported("captum.attr")
-
-
-def _probability(model: Classifier) -> Callable[[Tensor], Tensor]:
-    """Class probabilities (B, K), which the methods that only evaluate explain."""
+# %% ../nbs/12_peers.ipynb #806c1190
+def _reader(model: Classifier, target: Tensor, gradients: bool = True) -> Callable[[Tensor], Tensor]:
+    """Logits (B, K) with their gradients, or probabilities without; a class that the network lacks is an error."""
 
     def forward(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            return model(images).softmax(1)
+        with torch.set_grad_enabled(gradients):
+            logits = check_logits(model(images), len(images), least=1 if gradients else 2)
+        check_target(target, target.numel(), logits.shape[1])
+        return logits if gradients else logits.softmax(1)
 
     return forward
 
-
+# %% ../nbs/12_peers.ipynb #7001a904
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
     """Captum and SHAP draw from the global generators: start these at `seed`, and put them back afterwards."""
@@ -61,12 +98,15 @@ def _drawing(seed: int) -> Iterator[None]:
     finally:
         np.random.set_state(state)  # noqa: NPY002
 
-
+# %% ../nbs/12_peers.ipynb #322a7237
+@peer("Saliency")
 def saliency(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
     """Absolute gradient of the logit, strongest channel: (B, H, W)."""
-    return _captum().Saliency(model).attribute(images.clone().requires_grad_(), target=target).amax(1)
+    method = _imported("captum.attr").Saliency(_reader(model, target))
+    return method.attribute(images.clone().requires_grad_(), target=target).amax(1)
 
-
+# %% ../nbs/12_peers.ipynb #6bb1c281
+@peer("SmoothGrad")
 def smooth_grad(
     model: Classifier,
     images: Tensor,
@@ -80,7 +120,8 @@ def smooth_grad(
 
     The noise has a standard deviation of `spread` times the range of the image.
     """
-    method, maps = _captum().NoiseTunnel(_captum().Saliency(model)), []
+    captum = _imported("captum.attr")
+    method, maps = captum.NoiseTunnel(captum.Saliency(_reader(model, target))), []
     for x, y in zip(images, target, strict=True):
         with _drawing(seed):
             value = method.attribute(
@@ -94,24 +135,20 @@ def smooth_grad(
         maps.append(value[0].detach().abs().amax(0))
     return torch.stack(maps)
 
-
+# %% ../nbs/12_peers.ipynb #b6587f73
+@peer("Integrated gradients")
 def integrated_gradients(
     model: Classifier, images: Tensor, target: Tensor, steps: int = 50, batch_size: int = 16
 ) -> Tensor:
     """Integrated gradients of the logit from a black image, summed over channels: (B, H, W)."""
-    method = _captum().IntegratedGradients(model)
-    return (
-        torch.cat(
-            [
-                method.attribute(x[None], target=int(y), n_steps=steps, internal_batch_size=batch_size)
-                for x, y in zip(images, target, strict=True)
-            ]
-        )
-        .sum(1)
-        .float()
-    )
+    method = _imported("captum.attr").IntegratedGradients(_reader(model, target))
+    maps = [
+        method.attribute(x[None], target=int(y), n_steps=steps, internal_batch_size=batch_size)
+        for x, y in zip(images, target, strict=True)
+    ]
+    return torch.cat(maps).sum(1).float()
 
-
+# %% ../nbs/12_peers.ipynb #5e4e7263
 def _convolutions(model: Classifier) -> list[nn.Module]:
     modules = model.model.modules() if isinstance(model.model, nn.Module) else ()
     found: list[nn.Module] = [m for m in modules if isinstance(m, nn.Conv2d)]
@@ -119,42 +156,59 @@ def _convolutions(model: Classifier) -> list[nn.Module]:
         raise ValueError(f"`model` must have a convolution for this method, got {model.name}.")
     return found
 
-
+# %% ../nbs/12_peers.ipynb #84472447
+@peer("Grad-CAM")
 def grad_cam(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
     """Grad-CAM at the last convolution, (B, H, W). Raises `ValueError` for a network without one."""
-    maps = (
-        _captum()
-        .LayerGradCam(model, _convolutions(model)[-1])
-        .attribute(images.clone().requires_grad_(), target=target, relu_attributions=True)
-    )
+    method = _imported("captum.attr").LayerGradCam(_reader(model, target), _convolutions(model)[-1])
+    maps = method.attribute(images.clone().requires_grad_(), target=target, relu_attributions=True)
     return F.interpolate(maps.detach(), images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
+# %% ../nbs/12_peers.ipynb #9800993c
+def _picked(logits: Tensor, y: int) -> Tensor:
+    """The logit of class `y`, if the network has it."""
+    return check_logits(logits[None], 1, least=1)[0, check_target(y, 1, len(logits))[0]]
 
+# %% ../nbs/12_peers.ipynb #820b3c0b
+@peer("Grad-CAM++")
+def grad_cam_plus_plus(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
+    """Grad-CAM++ at the last convolution, scaled to [0, 1]: (B, H, W).
+
+    Raises `ValueError` for a network without a convolution.
+    """
+    package, layer = _imported("pytorch_grad_cam"), _convolutions(model)[-1]
+    training = [m for m in model.modules() if m.training]
+    wanted = [partial(_picked, y=int(y)) for y in target]
+    try:
+        with torch.enable_grad(), package.GradCAMPlusPlus(model, [layer]) as method:
+            maps = method(images.clone().requires_grad_(), wanted)
+    finally:
+        for m in training:
+            m.training = True
+    return torch.from_numpy(np.asarray(maps, dtype=np.float32)).to(images.device)
+
+# %% ../nbs/12_peers.ipynb #c2b328cd
+@peer("Occlusion")
 def occlusion(
     model: Classifier, images: Tensor, target: Tensor, window: int = 32, stride: int = 16, batch_size: int = 16
 ) -> Tensor:
     """Fall of the class probability under a sliding grey window: (B, H, W)."""
-    method = _captum().Occlusion(_probability(model))
-    channels = images.shape[1]
-    return (
-        torch.cat(
-            [
-                method.attribute(
-                    x[None],
-                    target=int(y),
-                    sliding_window_shapes=(channels, window, window),
-                    strides=(channels, stride, stride),
-                    baselines=0.5,
-                    perturbations_per_eval=batch_size,
-                )
-                for x, y in zip(images, target, strict=True)
-            ]
+    method, c = _imported("captum.attr").Occlusion(_reader(model, target, gradients=False)), images.shape[1]
+    maps = [
+        method.attribute(
+            x[None],
+            target=int(y),
+            sliding_window_shapes=(c, window, window),
+            baselines=0.5,
+            strides=(c, stride, stride),
+            perturbations_per_eval=batch_size,
         )
-        .mean(1)
-        .float()
-    )
+        for x, y in zip(images, target, strict=True)
+    ]
+    return torch.cat(maps).mean(1).float()
 
-
+# %% ../nbs/12_peers.ipynb #f1bfbd01
+@peer("KernelSHAP")
 def kernel_shap(
     model: Classifier,
     images: Tensor,
@@ -164,15 +218,12 @@ def kernel_shap(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Tensor:
-    """KernelSHAP values of SLIC segments, per pixel: (B, H, W)."""
-    from skimage.segmentation import slic
-
-    method, maps = _captum().KernelShap(_probability(model)), []
+    """KernelSHAP values of SLIC segments, per pixel: (B, H, W). Raises `ValueError` for an image of one segment."""
+    slic = _imported("skimage.segmentation").slic
+    method, maps = _imported("captum.attr").KernelShap(_reader(model, target, gradients=False)), []
     for x, y in zip(images, target, strict=True):
-        labels = torch.from_numpy(
-            slic(x.permute(1, 2, 0).cpu().double().numpy(), segments, compactness=10, start_label=0)
-        )
-        labels = labels.long().to(x.device)
+        pixels = x.permute(1, 2, 0).cpu().double().numpy()
+        labels = torch.from_numpy(slic(pixels, segments, compactness=10, start_label=0)).long().to(x.device)
         if int(labels.max()) < 1:
             raise ValueError("`images` must have at least two SLIC segments each for KernelSHAP, got one.")
         with _drawing(seed):
@@ -187,60 +238,14 @@ def kernel_shap(
         maps.append(value[0, 0].float() / torch.bincount(labels.flatten())[labels])
     return torch.stack(maps)
 
-
-def rise(
-    model: Classifier,
-    images: Tensor,
-    target: Tensor,
-    masks: int = 2000,
-    cells: int = 7,
-    keep: float = 0.5,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> Tensor:
-    """RISE: the mean of random masks weighted by the class probability that they leave (Petsiuk et al. 2018, eq. 6)."""
-    height, width = images.shape[-2:]
-    step_y, step_x = -(-height // cells), -(-width // cells)  # shifts are within a cell
-    forward, maps = _probability(model), []
-    for x, y in zip(images, target, strict=True):
-        generator = torch.Generator().manual_seed(seed)
-        total = torch.zeros(height, width, device=x.device)
-        for start in range(0, masks, batch_size):
-            count = min(batch_size, masks - start)
-            nodes = (torch.rand(count, cells + 1, cells + 1, generator=generator) < keep).float()
-            tops = torch.randint(step_y, (count,), generator=generator).tolist()
-            lefts = torch.randint(step_x, (count,), generator=generator).tolist()
-            mask = shifted_masks(nodes, tops, lefts, (height, width)).to(x)
-            score = forward(mask[:, None] * x + (1 - mask[:, None]) * 0.5)[:, y]
-            total += (score[:, None, None] * mask).sum(0)
-        maps.append(total / (masks * keep))
-    return torch.stack(maps)
-
-# %% ../nbs/12_peers.ipynb #9800993c
-def grad_cam_plus_plus(model: Classifier, images: Tensor, target: Tensor) -> Tensor:
-    """Grad-CAM++ at the last convolution, scaled to [0, 1]: (B, H, W).
-
-    Raises `ValueError` for a network without a convolution.
-    """
-    package, layer = _imported("pytorch_grad_cam"), _convolutions(model)[-1]
-    training = [m for m in model.modules() if m.training]
-    wanted = [_imported("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(int(y)) for y in target]
-    try:
-        with torch.enable_grad(), package.GradCAMPlusPlus(model, [layer]) as method:
-            maps = method(images.clone().requires_grad_(), wanted)
-    finally:
-        for m in training:
-            m.training = True
-    return torch.from_numpy(np.asarray(maps, dtype=np.float32)).to(images.device)
-
 # %% ../nbs/12_peers.ipynb #acc9c269
+@peer("LIME")
 def lime(
     model: Classifier, images: Tensor, target: Tensor, samples: int = 1000, batch_size: int = 16, seed: int = 0
 ) -> Tensor:
     """Weights of LIME's linear model of the class probability, one per quickshift segment: (B, H, W)."""
-    from skimage.segmentation import quickshift
-
-    package, forward, maps = _imported("lime.lime_image"), _probability(model), []
+    quickshift, package = _imported("skimage.segmentation").quickshift, _imported("lime.lime_image")
+    forward, maps = _reader(model, target, gradients=False), []
     for x, y in zip(images, target, strict=True):
         pixels = x.permute(1, 2, 0).cpu().double().numpy()
         labels = quickshift(pixels, kernel_size=4, max_dist=200, ratio=0.2, rng=seed, convert2lab=len(x) == 3)
@@ -260,6 +265,7 @@ def lime(
     return torch.stack(maps)
 
 # %% ../nbs/12_peers.ipynb #801e06d7
+@peer("SHAP Partition")
 def shap_partition(
     model: Classifier, images: Tensor, target: Tensor, samples: int = 500, batch_size: int = 16
 ) -> Tensor:
@@ -267,13 +273,13 @@ def shap_partition(
 
     `samples` is SHAP's `max_evals`. It splits `batch_size` rectangles at a time, so the map depends on it a little.
     """
-    package, maps = _imported("shap"), []
+    package, reader, maps = _imported("shap"), _reader(model, target, gradients=False), []
     for x, y in zip(images, target, strict=True):
         pixels = x.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
 
         def forward(shown: Any, x: Tensor = x, y: Tensor = y) -> Any:
             painted = torch.from_numpy(np.ascontiguousarray(shown)).to(x).permute(0, 3, 1, 2)
-            return _probability(model)(painted)[:, y].double().cpu().numpy()
+            return reader(painted)[:, y].double().cpu().numpy()
 
         explainer = package.PartitionExplainer(forward, package.maskers.Image("blur(128,128)", pixels.shape))
         with _drawing(0):  # the explainer draws nothing, but seeds NumPy's generator
@@ -281,7 +287,37 @@ def shap_partition(
         maps.append(torch.from_numpy(np.asarray(found.values[0])).sum(-1).float().to(x.device))
     return torch.stack(maps)
 
-# %% ../nbs/12_peers.ipynb #e393b22b
+# %% ../nbs/12_peers.ipynb #fede8331
+@peer("RISE")
+def rise(
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    masks: int = 2000,
+    cells: int = 7,
+    keep: float = 0.5,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """RISE: the mean of random masks weighted by the class probability that they leave (Petsiuk et al. 2018, eq. 6)."""
+    height, width = images.shape[-2:]
+    step_y, step_x = -(-height // cells), -(-width // cells)  # shifts are within a cell
+    forward, maps = _reader(model, target, gradients=False), []
+    for x, y in zip(images, target, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        total = torch.zeros(height, width, device=x.device)
+        for start in range(0, masks, batch_size):
+            count = min(batch_size, masks - start)
+            nodes = (torch.rand(count, cells + 1, cells + 1, generator=generator) < keep).float()
+            tops = torch.randint(step_y, (count,), generator=generator).tolist()
+            lefts = torch.randint(step_x, (count,), generator=generator).tolist()
+            mask = shifted_masks(nodes, tops, lefts, (height, width)).to(x)
+            score = forward(mask[:, None] * x + (1 - mask[:, None]) * 0.5)[:, y]
+            total += (score[:, None, None] * mask).sum(0)
+        maps.append(total / (masks * keep))
+    return torch.stack(maps)
+
+# %% ../nbs/12_peers.ipynb #5945709f
 def _bottleneck_layer(model: Classifier, image: Tensor) -> tuple[nn.Module, Tensor]:
     """The deepest convolution with at least twice the resolution of the last, and its features (1, C, H, W)."""
     found, seen = _convolutions(model), {}
@@ -295,16 +331,18 @@ def _bottleneck_layer(model: Classifier, image: Tensor) -> tuple[nn.Module, Tens
     layer = large[-1] if large else found[-1]
     return layer, seen[layer]
 
+# %% ../nbs/12_peers.ipynb #63c778aa
+@contextmanager
+def _replaced(layer: nn.Module, output: Tensor) -> Iterator[None]:
+    """Within, `layer` answers `output` whatever it is shown."""
+    hook = layer.register_forward_hook(lambda *_: output)
+    try:
+        yield
+    finally:
+        hook.remove()
 
-def _smoothed(maps: Tensor, sigma: float = 1.0) -> Tensor:
-    """Maps (N, C, H, W) blurred by a 5×5 Gaussian, borders repeated."""
-    weights = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=maps.device) / sigma) ** 2)
-    kernel = (weights / weights.sum()).expand(maps.shape[1], 1, 5)
-    padded = F.pad(maps, (2, 2, 2, 2), mode="replicate")
-    once = F.conv2d(padded, kernel[:, :, None], groups=maps.shape[1])
-    return F.conv2d(once, kernel[..., None], groups=maps.shape[1])
-
-
+# %% ../nbs/12_peers.ipynb #e393b22b
+@peer("IBA")
 def information_bottleneck(
     model: Classifier,
     images: Tensor,
@@ -321,7 +359,8 @@ def information_bottleneck(
     the standard deviation (C, H, W) of its features as `feature_moments` finds them, by default those of each channel
     over the image's own positions. Adam with rate 1 starts from α = 5; each step averages over `copies` draws of noise.
     """
-    maps = []
+    reader, maps = _reader(model, target), []
+    bell = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=images.device) ** 2)  # neighbours, σ = 1
     for x, y in zip(images, target, strict=True):
         layer, features = _bottleneck_layer(model, x[None])
         mean, std = reference or (features[0].mean((1, 2), keepdim=True), features[0].std((1, 2), keepdim=True))
@@ -332,7 +371,7 @@ def information_bottleneck(
         bits = torch.zeros_like(features)
         for step in range(steps + 1):
             with torch.enable_grad():
-                keep = _smoothed(alpha.sigmoid())
+                keep = separable(alpha.sigmoid(), bell / bell.sum())
                 signal, noise = keep * (features - mean) / std, (1 - keep).square().clamp_min(1e-12)
                 bits = 0.5 * (signal.square() + noise - noise.log() - 1)
                 if step == steps:
@@ -340,7 +379,8 @@ def information_bottleneck(
                 draws = torch.randn(copies, *features.shape[1:], generator=generator).to(features)
                 mixed = keep * features + (1 - keep) * (mean + std * draws)
                 with _replaced(layer, mixed):
-                    loss = F.cross_entropy(model(x.expand(copies, *x.shape)), y.expand(copies)) + beta * bits.mean()
+                    logits = check_logits(reader(x.expand(copies, *x.shape)), copies)
+                    loss = F.cross_entropy(logits, y.expand(copies)) + beta * bits.mean()
                 adam.zero_grad()
                 loss.backward()
             adam.step()
@@ -348,38 +388,14 @@ def information_bottleneck(
         maps.append(F.interpolate(total, x.shape[-2:], mode="bilinear", align_corners=False)[0, 0])
     return torch.stack(maps)
 
-
-@contextmanager
-def _replaced(layer: nn.Module, output: Tensor) -> Iterator[None]:
-    """Within, `layer` answers `output` whatever it is shown."""
-    hook = layer.register_forward_hook(lambda *_: output)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def feature_moments(model: Classifier, images: Tensor, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+# %% ../nbs/12_peers.ipynb #1997e141
+def feature_moments(model: Any, images: Tensor, batch_size: int = 16) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C, H, W) over `images` of the features that `information_bottleneck` mixes."""
-    features = torch.cat([_bottleneck_layer(model, chunk)[1] for chunk in images.split(batch_size)])
+    model, batch_size = as_classifier(model), check_integer(batch_size, "batch_size", least=1)
+    features = torch.cat([_bottleneck_layer(model, chunk)[1] for chunk in check_images(images).split(batch_size)])
     return features.mean(0), features.std(0)
 
-# %% ../nbs/12_peers.ipynb #29d7f112
-PEERS: dict[str, Callable[..., Tensor]] = {
-    "Saliency": saliency,
-    "SmoothGrad": smooth_grad,
-    "Integrated gradients": integrated_gradients,
-    "Grad-CAM": grad_cam,
-    "Grad-CAM++": grad_cam_plus_plus,
-    "Occlusion": occlusion,
-    "KernelSHAP": kernel_shap,
-    "LIME": lime,
-    "SHAP Partition": shap_partition,
-    "RISE": rise,
-    "IBA": information_bottleneck,
-}
-
-# %% ../nbs/12_peers.ipynb #d1ca194a
+# %% ../nbs/12_peers.ipynb #893c9e34
 @dataclass(frozen=True, eq=False)
 class Explained:
     """Maps (B, H, W) of one method, with the evaluations and seconds spent on *each* image."""
@@ -388,25 +404,20 @@ class Explained:
     evaluations: Evaluations
     seconds: float
 
-
+# %% ../nbs/12_peers.ipynb #d1ca194a
 def explain_all(
-    model: Classifier,
+    model: Any,
     images: Tensor,
-    target: Tensor,
-    methods: Iterable[tuple[str, Callable[[Classifier, Tensor, Tensor], Tensor]]],
-    progress: bool = True,
+    target: Any,
+    methods: Iterable[tuple[str, Callable[..., Tensor]]],
+    progress: bool = False,
 ) -> dict[str, Explained]:
     """Run named `methods` on `images` (B, C, H, W) for classes `target` (B,) and count their cost."""
-    from tqdm.auto import tqdm
-
-    found = {}
+    model, found = as_classifier(model), {}
     for name, method in tqdm(list(methods), desc="explaining", disable=not progress):
         before, start = model.evaluations, time.perf_counter()
         maps = method(model, images, target).detach()
         spent, count = model.evaluations - before, len(images)
-        found[name] = Explained(
-            maps,
-            Evaluations(round(spent.forward / count), round(spent.backward / count)),
-            (time.perf_counter() - start) / count,
-        )
+        each = Evaluations(round(spent.forward / count), round(spent.backward / count))
+        found[name] = Explained(maps, each, (time.perf_counter() - start) / count)
     return found

@@ -59,7 +59,7 @@ def test_clusters_rank_by_their_mean():
 def test_a_linear_network_has_closed_forms():
     weights, images = scene()
     model, maps = linear(weights), {"best": weights.abs().expand(5, 10, 10), "worst": -weights.abs().expand(5, 10, 10)}
-    result = attack_confined(model, images, maps, areas=(0.2, 0.5), eps=0.04, steps=40, norm_steps=100, progress=False)
+    result = attack_confined(model, images, None, maps, areas=(0.2, 0.5), eps=0.04, steps=40, norm_steps=100)
     margin = model(images)[:, 0]
     for name in maps:
         for area in (0.2, 0.5):
@@ -77,8 +77,8 @@ def test_a_linear_network_has_closed_forms():
 def test_frame_is_what_the_attacks_give():
     weights, images = scene(3)
     model = Classifier(linear(weights))
-    result = attack_confined(model, images, {"w": weights.expand(3, 10, 10)}, areas=(0.3,), eps=0.03, steps=6,
-                             norm_steps=20, progress=False)
+    result = attack_confined(model, images, None, {"w": weights.expand(3, 10, 10)}, areas=(0.3,), eps=0.03, steps=6,
+                             norm_steps=20)
     assert result.methods == ("w", "random pixels", "random patches")
     support, label = critical_support(weights.expand(3, 10, 10), 0.3), [0, 0, 0]
     ball = pgd(model, images, torch.tensor(label), eps=0.03, steps=6, support=support)
@@ -93,8 +93,8 @@ def test_frame_is_what_the_attacks_give():
 
 def test_failed_attacks_count_as_the_longest_perturbation():
     weights, images = scene(3)
-    result = attack_confined(linear(weights, 50.0), images, {"w": weights.expand(3, 10, 10)}, areas=(0.3,), eps=0.03,
-                             steps=3, norm_steps=8, progress=False)
+    result = attack_confined(linear(weights, 50.0), images, None, {"w": weights.expand(3, 10, 10)}, areas=(0.3,),
+                             eps=0.03, steps=3, norm_steps=8)
     rows = result.frame.query("method == 'w'")
     support = critical_support(weights.expand(3, 10, 10), 0.3)[:, None]
     longest = (torch.maximum(images, 1 - images) * support).flatten(1).norm(dim=1)
@@ -105,16 +105,16 @@ def test_failed_attacks_count_as_the_longest_perturbation():
 def test_chance_is_clusters_where_maps_choose_clusters():
     weights, images = scene(4)
     partition = (torch.arange(10)[:, None] // 5 * 2 + torch.arange(10) // 5).expand(4, 10, 10)
-    result = attack_confined(linear(weights), images, {"w": weights.abs().expand(4, 10, 10)}, areas=(0.25,), eps=0.05,
-                             steps=3, norm_steps=8, partition=partition, progress=False)
+    result = attack_confined(linear(weights), images, None, {"w": weights.abs().expand(4, 10, 10)}, areas=(0.25,),
+                             eps=0.05, steps=3, norm_steps=8, partition=partition)
     assert result.methods == ("w", "random clusters") and result.settings["unit"] == "cluster"
 
 
 def test_tables_and_pictures(tmp_path):
     pytest.importorskip("pyarrow")
     weights, images = scene(6)
-    result = attack_confined(linear(weights), images, {"w": weights.abs().expand(6, 10, 10)}, areas=(0.2, 0.6),
-                             eps=0.03, steps=5, norm_steps=10, groups=list("aabbcd"), progress=False)
+    result = attack_confined(linear(weights), images, None, {"w": weights.abs().expand(6, 10, 10)}, areas=(0.2, 0.6),
+                             eps=0.03, steps=5, norm_steps=10, groups=list("aabbcd"))
     result.to_frame().to_parquet(tmp_path / "rows.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), result.frame)
     summary = result.summary(n=200).set_index(["method", "area"])
@@ -127,8 +127,7 @@ def test_tables_and_pictures(tmp_path):
     backwards = ConfinedResult(result.frame.sort_values("area", ascending=False, kind="stable"), result.settings)
     for ax in backwards.plot():
         assert all(list(line.get_xdata()) == [20, 60] for line in ax.lines)
-    bare = attack_confined(linear(weights), images, {}, areas=(0.2,), eps=0.03, steps=2, norm_steps=None,
-                           progress=False)
+    bare = attack_confined(linear(weights), images, None, {}, areas=(0.2,), eps=0.03, steps=2, norm_steps=None)
     assert "l2" not in bare.frame and len(bare.plot()) == 1 and "success" in bare.summary(n=50)
     with pytest.raises(ValueError, match="`measure` one of"):
         bare.compare("random pixels")
@@ -137,9 +136,10 @@ def test_tables_and_pictures(tmp_path):
 def test_one_image_does_not_depend_on_its_company():
     weights, images = scene(4)
     maps = weights.abs().expand(4, 10, 10)
-    one = {"areas": (0.3,), "eps": 0.03, "steps": 8, "norm_steps": 20, "progress": False}
-    whole = attack_confined(linear(weights), images, {"w": maps}, batch_size=3, **one).frame.query("method == 'w'")
-    alone = attack_confined(linear(weights), images[:1], {"w": maps[:1]}, **one).frame.query("method == 'w'")
+    one = {"areas": (0.3,), "eps": 0.03, "steps": 8, "norm_steps": 20}
+    whole = attack_confined(linear(weights), images, None, {"w": maps}, batch_size=3, **one).frame
+    alone = attack_confined(linear(weights), images[:1], None, {"w": maps[:1]}, **one).frame
+    whole, alone = whole.query("method == 'w'"), alone.query("method == 'w'")
     assert whole["l2"].iloc[0] == pytest.approx(alone["l2"].iloc[0], rel=1e-4)
     assert torch.equal(patch_map(images)[:1], patch_map(images[:1]))
 
@@ -147,15 +147,16 @@ def test_one_image_does_not_depend_on_its_company():
 def test_bad_input_is_said_clearly():
     weights, images = scene(4)
     model, maps = linear(weights), {"w": weights.abs().expand(4, 10, 10)}
-    usual = {"steps": 2, "norm_steps": 4, "areas": (0.3,), "progress": False}
+    usual = {"steps": 2, "norm_steps": 4, "areas": (0.3,)}
     for arguments, error, message in [
         ({"maps": {"w": torch.full((4, 10, 10), torch.nan)}}, ValueError, "NaN"),
         ({"maps": {"w": maps["w"][:2]}}, ValueError, r"`maps\['w'\]` must have shape"),
         ({"maps": maps["w"]}, TypeError, "`maps` must be a mapping"),
         ({"images": images[:0]}, ValueError, "at least one image"),
-        ({"labels": [1] * 4}, ValueError, "all 4 wrong"),
-        ({"labels": [0, 0]}, ValueError, "`labels`"),
-        ({"areas": (20,)}, ValueError, r"`area` must be in \(0, 1\]"),
+        ({"target": [1] * 4}, ValueError, "all 4 wrong"),
+        ({"target": [0, 0]}, ValueError, "`target`"),
+        ({"areas": (20,)}, ValueError, r"`areas` must be .* in \(0, 1\], got 20"),
+        ({"norm_step": 3}, TypeError, "did you mean `norm_steps`"),
         ({"partition": torch.zeros(4, 9, 10, dtype=torch.int64)}, ValueError, "`partition`"),
         ({"eps": 0}, ValueError, "`eps`"),
         ({"batch_size": 0}, ValueError, "`batch_size`"),
@@ -164,7 +165,7 @@ def test_bad_input_is_said_clearly():
         with pytest.raises(error, match=message):
             attack_confined(**({"model": model, "images": images, "maps": maps} | usual | arguments))
     with pytest.warns(UserWarning, match="2 have another top class"):
-        part = attack_confined(model, images, maps, [0, 0, 1, 0], **usual)
+        part = attack_confined(model, images, [0, 0, 1, 0], maps, **usual)
     assert sorted(part.frame["image"].unique()) == [0, 1, 3]
     with pytest.warns(UserWarning, match="constant"):
-        attack_confined(model, images, {"flat": torch.zeros(4, 10, 10)}, **usual)
+        attack_confined(model, images, None, {"flat": torch.zeros(4, 10, 10)}, **usual)

@@ -92,7 +92,7 @@ def test_infidelity_is_captums(normalise, channels):
         parts = [perturbation(chunk, torch.Generator().manual_seed(7)) for chunk in x.split(draws)]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    ours = infidelity(model, images, attribution, target, perturbation, draws, normalise=normalise, seed=7)
+    ours = infidelity(model, images, target, attribution, perturbation, draws, normalise=normalise, seed=7)
     theirs = captum.infidelity(lambda x: model(x).softmax(1), theirs_perturbs, images, attribution, target=target,
                                n_perturb_samples=draws, normalize=normalise)
     torch.testing.assert_close(ours.value, theirs.detach(), rtol=1e-4, atol=1e-6)
@@ -103,7 +103,7 @@ def test_max_sensitivity_is_captums():
     model, (images, _, target) = Classifier(network()), batch(3)
     noise = 0.05 * (2 * torch.rand(6, *images.shape[1:], generator=torch.Generator().manual_seed(0)) - 1)
     turn = iter(noise)
-    ours = max_sensitivity(gradient, model, images, target, draws=6, perturb=lambda x, _: x + next(turn))
+    ours = max_sensitivity(model, images, target, gradient, draws=6, perturb=lambda x, _: x + next(turn))
 
     def first(x):
         return x[0] if isinstance(x, tuple) else x
@@ -153,7 +153,7 @@ def test_road_is_quantus_on_grey():
                               display_progressbar=False)
         theirs = metric(model=model, x_batch=images.numpy(), y_batch=target.numpy(), a_batch=maps[:, None].numpy(),
                         channel_first=True, device="cpu")
-    ours = road(model, images, maps, target, (0.1, 0.3, 0.5), noise=0.0)
+    ours = road(model, images, target, maps, (0.1, 0.3, 0.5), noise=0.0)
     np.testing.assert_allclose(ours.morf_correct.float().mean(0), list(theirs.values()), atol=1e-6)
 
 
@@ -192,8 +192,8 @@ def test_imputation_commutes_with_reflection_and_brightness(seed):
 
 def test_road_does_not_depend_on_its_batch():
     model, (images, maps, target) = network(3), batch(4, 3)
-    whole = road(model, images, maps, target, (0.2, 0.6), batch_size=3, seed=4)
-    single = road(model, images[2:3], maps[2:3], target[2:3], (0.2, 0.6), seed=4)
+    whole = road(model, images, target, maps, (0.2, 0.6), batch_size=3, seed=4)
+    single = road(model, images[2:3], target[2:3], maps[2:3], (0.2, 0.6), seed=4)
     torch.testing.assert_close(whole.score[2:3], single.score)
     assert whole.evaluations.forward == 4 * 2 * 2
 
@@ -215,8 +215,8 @@ def test_an_additive_network_is_accounted_for_exactly(seed, scale):
     weights = weights / weights.sum()
     images = torch.rand(2, 1, 8, 8, generator=generator)
     exact = (weights * (images - 0.5))[:, 0]
-    assert infidelity(linear(weights), images, scale * exact, [0, 0], draws=20, seed=seed).value.max() < 1e-9
-    found = sensitivity_n(linear(weights), images, scale * exact, [0, 0], draws=8, tile=1, seed=seed).correlation
+    assert infidelity(linear(weights), images, [0, 0], scale * exact, draws=20, seed=seed).value.max() < 1e-9
+    found = sensitivity_n(linear(weights), images, [0, 0], scale * exact, draws=8, tile=1, seed=seed).correlation
     torch.testing.assert_close(found, torch.full_like(found, math.copysign(1, scale)), atol=1e-3, rtol=0)
 
 
@@ -224,15 +224,15 @@ def test_sampled_metrics_do_not_depend_on_the_batch():
     model, (images, maps, target) = network(3), batch(4, 3)
     for judge in (lambda *a, **k: infidelity(*a, draws=9, **k).value,
                   lambda *a, **k: sensitivity_n(*a, draws=9, tile=2, **k).correlation):
-        whole = judge(model, images, maps, target, batch_size=5)
-        torch.testing.assert_close(whole[1:2], judge(model, images[1:2], maps[1:2], target[1:2]), rtol=1e-3, atol=1e-4)
+        whole = judge(model, images, target, maps, batch_size=5)
+        torch.testing.assert_close(whole[1:2], judge(model, images[1:2], target[1:2], maps[1:2]), rtol=1e-3, atol=1e-4)
 
 
 def test_regions_against_a_loop():
     model, (images, maps, _) = network(3), batch(4, 3)
     target = model(images).argmax(1)
     for judge, shown in ((sufficiency, True), (necessity, False)):
-        found = judge(model, images, maps, target, (0.1, 0.5), baseline=0.0)
+        found = judge(model, images, target, maps, (0.1, 0.5), baseline=0.0)
         for i in range(4):
             order = maps[i].flatten().argsort(descending=True, stable=True)
             for s, area in enumerate((0.1, 0.5)):
@@ -319,7 +319,7 @@ def test_randomisations():
     assert set(frame["method"]) == {"gradient", "edge"} and sorted(set(frame["depth"])) == [2 / 3, 1.0]
     assert (frame.loc[frame["method"] == "edge", "similarity"] > 1 - 1e-9).all()
     assert frame.loc[frame["method"] == "gradient", "similarity"].abs().mean() < 0.5
-    same = label_randomisation(model, model, digits, target, {"gradient": gradient}).frame
+    same = label_randomisation(model, digits, target, {"gradient": gradient}, model).frame
     assert (same["similarity"] > 0.999).all()
     other = target_randomisation(model, digits, target, {"gradient": gradient}).frame
     assert other.loc[other["method"] == "gradient", "similarity"].mean() < 0.9
@@ -342,10 +342,10 @@ def test_seeds():
     def noisy(m, x, y, seed=0):
         return torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(seed)) + 0 * x[:, 0]
 
-    assert seed_agreement(lambda m, x, y, seed: x[:, 0], model, images, target).value.min() > 0.999
-    assert seed_agreement(noisy, model, images, target).value.abs().max() < 0.5
+    assert seed_agreement(model, images, target, lambda m, x, y, seed: x[:, 0]).value.min() > 0.999
+    assert seed_agreement(model, images, target, noisy).value.abs().max() < 0.5
     with pytest.raises(ValueError, match="`seeds`"):
-        seed_agreement(noisy, model, images, target, seeds=(1, 1))
+        seed_agreement(model, images, target, noisy, seeds=(1, 1))
 
 
 # ---------------------------------------------------------------- statistics
@@ -394,13 +394,12 @@ def test_all_metrics_in_one_table_and_to_parquet(tmp_path):
     metrics = ("sufficiency", "necessity", "infidelity", "sensitivity-n", "road", "sparseness", "complexity")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = evaluate_faithfulness(model, images, target, {"mine": maps}, metrics, baselines=("grey",),
-                                       progress=False)
+        result = evaluate_faithfulness(model, images, target, {"mine": maps}, metrics, baselines=("grey",))
     frame = result.to_frame()
     assert set(frame["metric"]) == set(metrics) and result.methods == ("mine", "random", "centre", "edge")
     pick = lambda metric: frame.query("metric == @metric and method == 'mine'")["value"].to_numpy()  # noqa: E731
     np.testing.assert_allclose(pick("sparseness"), sparseness(maps))
-    np.testing.assert_allclose(pick("infidelity"), infidelity(model, images, maps, target).value, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(pick("infidelity"), infidelity(model, images, target, maps).value, rtol=1e-4, atol=1e-7)
     frame.to_parquet(tmp_path / "rows.parquet")
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "rows.parquet"), frame)
     with warnings.catch_warnings():
@@ -422,7 +421,7 @@ def test_quality_against_budget_counts_what_was_spent():
     assert (mine["forward"] == mine["budget"] / 2).all() and (mine["backward"] == mine["budget"] / 2).all()
     assert set(frame.loc[frame["budget"] == 0, "method"]) == {"random", "centre", "edge"}
     with pytest.raises(ValueError, match="`budgets`"):
-        quality_against_budget(network(), images, target, {"steps": explain}, (), progress=False)
+        quality_against_budget(network(), images, target, {"steps": explain}, ())
 
 
 def test_bad_input_is_said_clearly():
@@ -432,22 +431,22 @@ def test_bad_input_is_said_clearly():
     wrong = (model(images).argmax(1) + 1) % 4
     one_class = nn.Sequential(nn.Flatten(), nn.Linear(168, 1))
     for call, error, message in [
-        (lambda: road(model, images, nan, target), ValueError, r"NaN or infinite values in map\(s\) 1"),
-        (lambda: infidelity(model, images, nan, target), ValueError, "NaN"),
-        (lambda: sensitivity_n(model, images, nan, target), ValueError, "NaN"),
+        (lambda: road(model, images, target, nan), ValueError, r"NaN or infinite values in map\(s\) 1"),
+        (lambda: infidelity(model, images, target, nan), ValueError, "NaN"),
+        (lambda: sensitivity_n(model, images, target, nan), ValueError, "NaN"),
         (lambda: sparseness(nan), ValueError, r"map\(s\) 1"),
         (lambda: complexity(maps[0]), ValueError, "shape"),
         (lambda: relevance_mass(nan, maps > 0), ValueError, "NaN"),
         (lambda: rank_correlation(nan, maps), ValueError, "finite"),
-        (lambda: road(model, images[:0], maps[:0], []), ValueError, "at least one image"),
-        (lambda: sufficiency(model, images, maps, wrong), ValueError, "none of 4"),
-        (lambda: sufficiency(model, images, maps, target, areas=(0.5, 0.1)), ValueError, "ascend"),
-        (lambda: target_randomisation(one_class, images, [0] * 4, {"x": gradient}), ValueError, "two classes"),
+        (lambda: road(model, images[:0], [], maps[:0]), ValueError, "at least one image"),
+        (lambda: sufficiency(model, images, wrong, maps), ValueError, "none of 4"),
+        (lambda: sufficiency(model, images, target, maps, areas=(0.5, 0.1)), ValueError, "ascend"),
+        (lambda: target_randomisation(one_class, images, 0, {"x": gradient}), ValueError, r"2 classes.*torch\.cat"),
         (lambda: model_randomisation(model, images, target, {}), TypeError, "`methods`"),
         (lambda: model_randomisation(model, images, target, {"x": lambda m, x, y: nan}), ValueError, "NaN"),
         (lambda: model_randomisation(model, images, target, {"x": lambda m, x, y: x}), ValueError, "shape"),
         (lambda: overwritten(model, ["nothing"]), ValueError, "`layers`"),
-        (lambda: max_sensitivity(gradient, model, images, target, radius=2), ValueError, "`radius`"),
+        (lambda: max_sensitivity(model, images, target, gradient, radius=2), ValueError, "`radius`"),
         (lambda: mosaics(images, [1, 1, 2, 2]), ValueError, "cells² = 4"),
         (lambda: mosaics(images[:0], []), ValueError, "at least one image"),
         (lambda: impute(images, torch.zeros(4, 14, 11, dtype=torch.bool)), ValueError, "`removed`"),
@@ -456,9 +455,8 @@ def test_bad_input_is_said_clearly():
         with pytest.raises(error, match=message):
             call()
     with pytest.warns(UserWarning, match="constant"):
-        road(model, images, 0 * maps, target)
+        road(model, images, target, 0 * maps)
     with pytest.warns(UserWarning, match="top class of none of the 4 images"):
-        evaluate_faithfulness(model, images, wrong, {"mine": maps}, "deletion", steps=3, baselines=("grey",),
-                              progress=False)
+        evaluate_faithfulness(model, images, wrong, {"mine": maps}, "deletion", steps=3, baselines=("grey",))
     with pytest.warns(UserWarning, match="zero throughout"):
-        assert max_sensitivity(lambda m, x, y: 0 * x[:, 0], model, images, target, draws=1).value.isnan().all()
+        assert max_sensitivity(model, images, target, lambda m, x, y: 0 * x[:, 0], draws=1).value.isnan().all()

@@ -122,8 +122,7 @@ class Bench:
     batch_size : int
         Images in memory at once. On a CPU, batches of 4 to 8 photos are often twice as fast as larger ones.
     ties : {"raster", "random"}
-        Pixels of equal value go from left to right and top to bottom, or in the order of one permutation drawn from
-        `seed`.
+        Pixels of equal value go in raster order, or in the order of one permutation drawn from `seed`.
     seed : int
         Of ties and of whatever a metric draws.
     """
@@ -349,14 +348,15 @@ def metric(name: str, better: str, **facts: Any) -> Callable[[Callable[..., R]],
     """Register `(bench, maps, …) -> Scores` in `METRICS`, and make it a function of `(model, images, target, maps, …)`.
 
     `facts` are further attributes of `Metric`. Where `baseline="none"`, the function takes maps alone, returns a number
-    for each, and stays as it is. The older order `(model, images, maps, target, …)` is accepted with a `DeprecationWarning`.
+    for each, and stays as it is. `(model, images, maps, target, …)`, the older order, brings a `DeprecationWarning`.
     """
 
     def register(judge: Callable[..., R]) -> Callable[..., R]:
+        of_maps: Any = judge
         if facts.get("baseline") == "none":
             METRICS[name] = Metric(
-                lambda _, maps: Scores(name, judge(maps), better, Evaluations(0, 0)), better, **facts
-            )  # type: ignore
+                lambda _, maps: Scores(name, of_maps(maps), better, Evaluations(0, 0)), better, **facts
+            )
             return judge
         METRICS[name] = Metric(judge, better, **facts)  # type: ignore[arg-type]
         return old_order(("model", "images", "maps", "target"), lambda args: len(args) > 2 and np.ndim(args[2]) > 2)(

@@ -191,13 +191,11 @@ class ConfinedResult:
     @property
     def evaluations(self) -> Evaluations:
         """Spent by all attacks together."""
-        return Evaluations(int(self.frame["forward"].sum()), int(self.frame["backward"].sum()))
+        return Evaluations(*(int(self.frame[key].sum()) for key in ("forward", "backward")))
 
     def __repr__(self) -> str:
-        return (
-            f"ConfinedResult({len(self.methods)} methods, {self.frame['image'].nunique()} images, "
-            f"areas {sorted(self.frame['area'].unique().tolist())}, {self.evaluations})"
-        )
+        count, areas = self.frame["image"].nunique(), sorted(self.frame["area"].unique().tolist())
+        return f"ConfinedResult({len(self.methods)} methods, {count} images, areas {areas}, {self.evaluations})"
 
     def _repr_html_(self) -> str:
         means = self.frame.pivot_table(self.measures, "method", "area", sort=False)
@@ -225,7 +223,7 @@ def _summary(result: ConfinedResult, n: int, level: float, seed: int) -> pd.Data
     for (method, area), part in result.frame.groupby(["method", "area"], sort=False):
         row: dict[str, Any] = {"method": method, "area": area, "images": len(part)}
         for key in result.measures:
-            triple = bootstrap_mean(part[key].to_numpy(), part["group"].to_numpy(), n, level, seed)
+            triple = bootstrap_mean(part[key].to_numpy(), part["group"].tolist(), n, level, seed)
             row |= zip((key, f"{key}_low", f"{key}_high"), triple, strict=True)
         rows.append(row | ({"l2_failed": part["l2_failed"].mean()} if "l2" in row else {}))
     return pd.DataFrame(rows)
@@ -251,7 +249,7 @@ def _plotted(result: ConfinedResult, axes: Any, level: float, highlight: Sequenc
     labels = {"success": "attacks that succeed", "l2": "smallest $L_2$ found"}
 
     def interval(values: pd.Series) -> tuple[float, ...]:
-        return bootstrap_mean(values.to_numpy(), groups[values.index].to_numpy(), 2000, level)[1:]
+        return bootstrap_mean(values.to_numpy(), groups[values.index].tolist(), 2000, level)[1:]
 
     with style():
         if axes is None:
@@ -326,8 +324,6 @@ def attack_confined(
     **options: Any,
 ) -> ConfinedResult:
     """Confine attacks to what each map calls critical, and to chance: success in an L∞ ball and smallest L2 distance.
-
-    Per image, method and area: `steps` gradients at most for L∞ (none after success), `norm_steps` for L2.
 
     Parameters
     ----------

@@ -105,12 +105,12 @@ def _better(metric: Any) -> str:
     """Which way a metric is better; what is derived from others is better higher."""
     return METRICS[metric].better if metric in METRICS else "higher"
 
-
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #3b04fe68
 def _interval(values: np.ndarray, groups: np.ndarray, kept: np.ndarray, *how: Any) -> tuple[float, float, float]:
     """`bootstrap_mean` over the images that have a value; NaN if none has (their number is in the same row)."""
-    return bootstrap_mean(values[kept], groups[kept], *how) if kept.any() else (math.nan,) * 3
+    return bootstrap_mean(values[kept], groups[kept].tolist(), *how) if kept.any() else (math.nan,) * 3
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #e1ec3d6a
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #15958c70
 def _summary(frame: pd.DataFrame, reference: str | None, *how: Any) -> pd.DataFrame:
     """One row per metric, baseline and method; `how`: resamples, level and seed of the intervals."""
     rows = []
@@ -136,7 +136,7 @@ def _summary(frame: pd.DataFrame, reference: str | None, *how: Any) -> pd.DataFr
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #104518fd
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #c838207e
 def _compared(frame: pd.DataFrame, reference: str, n: int, level: float, seed: int) -> pd.DataFrame:
     tables = []
     for (metric, baseline), part in frame.groupby(["metric", "baseline"], sort=False):
@@ -151,7 +151,7 @@ def _compared(frame: pd.DataFrame, reference: str, n: int, level: float, seed: i
     table["favours"] = np.where(table["p_holm"] < 1 - level, wins, "neither")
     return table
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #d485d798
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #1da6888d
 def _plotted(frame: pd.DataFrame, level: float, highlight: Sequence[str]) -> Any:
     panels = list(frame.groupby(["metric", "baseline"], sort=False))
     methods, columns = tuple(frame["method"].unique()), min(4, len(panels))
@@ -166,7 +166,7 @@ def _plotted(frame: pd.DataFrame, level: float, highlight: Sequence[str]) -> Any
             groups = part["group"]
 
             def interval(values: pd.Series, groups: pd.Series = groups) -> tuple[float, ...]:
-                return bootstrap_mean(values.to_numpy(), groups[values.index].to_numpy(), level=level)[1:]
+                return bootstrap_mean(values.to_numpy(), groups[values.index].tolist(), level=level)[1:]
 
             sns.barplot(
                 part,
@@ -188,7 +188,7 @@ def _plotted(frame: pd.DataFrame, level: float, highlight: Sequence[str]) -> Any
             ax.set_axis_off()
     return fig
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #75a823dc
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #884dc38b
 def _traced(result: FaithfulnessResult, metric: str, baseline: str, ax: Any, labels: str) -> Any:
     if (metric, baseline) not in result.curves:
         raise ValueError(f"`metric`, `baseline` must be one of {list(result.curves)}, got {(metric, baseline)!r}")
@@ -201,7 +201,7 @@ def _traced(result: FaithfulnessResult, metric: str, baseline: str, ax: Any, lab
     ylabel = "mean probability" if metric in ("deletion", "insertion", "sufficiency", "necessity") else metric
     return curves(fraction, means, f"fraction of {done.get(metric, 'the image')}", ylabel, ax=ax, labels=labels)
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #f372873c
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #8b231b6e
 @dataclass(frozen=True, eq=False, repr=False)
 class FaithfulnessResult:
     """Per-image judgements of several methods.
@@ -260,7 +260,7 @@ class FaithfulnessResult:
         """Draw the methods' mean curves of one metric and baseline (`labels` as in `curves`); returns the axes."""
         return _traced(self, metric, baseline, ax, labels)
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #0a338549
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #b247a423
 def _warn_undefined(undefined: set[tuple[str, str, int]], names: Sequence[Any]) -> None:
     for metric in dict.fromkeys(metric for metric, _, _ in sorted(undefined)):
         which = ", ".join(f"{names[i]} ({baseline})" for m, baseline, i in sorted(undefined) if m == metric)
@@ -269,7 +269,7 @@ def _warn_undefined(undefined: set[tuple[str, str, int]], names: Sequence[Any]) 
             f"{metric} is undefined (NaN) for image(s) {which[:200]}{why}; summaries leave them out", stacklevel=4
         )
 
-# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #2c5ac396
+# %% ../../nbs/06_faithfulness/09_evaluation.ipynb #4391c9fe
 def _judged(
     bench: Bench,
     plan: Sequence[tuple[str, str]],
@@ -347,10 +347,7 @@ def evaluate_faithfulness(
     TypeError, ValueError
         Arguments of another kind, shape or range.
 
-    Warns
-    -----
-    UserWarning
-        The target is the top class of no image; a map is constant; a value is undefined (NaN).
+    Warns where the target is the top class of no image, a map is constant, or a value undefined (NaN).
     """
     images, rows = image_rows(images, groups)
     shared = {name: options.pop(name) for name in ("batch_size", "ties", "seed") if name in options}

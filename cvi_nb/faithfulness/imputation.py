@@ -132,7 +132,7 @@ class RoadResult(Scores):
         series = {"LeRF": self.lerf.mean(0).cpu(), "MoRF": self.morf.mean(0).cpu()}
         return curves(self.fraction.cpu(), series, "fraction of pixels imputed", "probability", ax=ax)
 
-# %% ../../nbs/06_faithfulness/03_imputation.ipynb #edce040a
+# %% ../../nbs/06_faithfulness/03_imputation.ipynb #8e44107a
 @metric("road", better="higher", baseline="imputed", table={"fractions": (0.1, 0.3, 0.5, 0.7, 0.9)})
 def road(
     bench: Bench, maps: Tensor, fractions: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9), noise: float = 0.01

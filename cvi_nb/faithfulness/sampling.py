@@ -324,11 +324,12 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
     value = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-30)
     return value.masked_fill(flat, torch.nan)
 
-# %% ../../nbs/06_faithfulness/04_sampling.ipynb #112669a7
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #8ffc12ad
 @metric(
     "sensitivity-n",
     better="higher",
     table={"fractions": (0.1, 0.3, 0.5, 0.7, 0.9), "draws": 32},
+    names={"set_tile": "tile"},
     undefined="map or probability does not vary at some size",
 )
 def sensitivity_n(
@@ -355,15 +356,8 @@ def sensitivity_n(
     model, images, target, maps, baseline, batch_size, seed
         As for `deletion`.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Arguments of another kind, shape or range.
-
-    Warns
-    -----
-    UserWarning
-        The correlation is undefined for an image and size: the map's sums, or the probability, do not vary.
+    Raises `TypeError` and `ValueError` as `deletion` does; warns where the correlation is undefined for an image and
+    size: the map's sums, or the probability, do not vary.
     """
     before, (h, w) = bench.classifier.evaluations, maps.shape[1:]
     side = check_integer(max(1, min(h, w) // 28) if tile is None else tile, "tile", least=1, most=min(h, w))

@@ -148,18 +148,11 @@ class SanityResult:
     def plot(self, ax: Any = None) -> Any:
         """Draw mean similarity, ± a deviation, against the share of layers overwritten; returns the matplotlib axes."""
         start = self.frame.drop_duplicates(["image", "method"]).assign(depth=0.0, similarity=1.0)
+        rows, band = pd.concat([start, self.frame], ignore_index=True), {"alpha": 0.15, "lw": 0}
         with style():
             ax = plt.subplots()[1] if ax is None else ax
-            sns.lineplot(
-                pd.concat([start, self.frame], ignore_index=True),
-                x="depth",
-                y="similarity",
-                hue="method",
-                style="method",
-                errorbar="sd",
-                err_kws={"alpha": 0.15, "lw": 0},
-                ax=ax,
-            )
+            by = {"x": "depth", "y": "similarity", "hue": "method", "style": "method"}
+            sns.lineplot(rows, **by, errorbar="sd", err_kws=band, ax=ax)
             ax.set(xlabel="share of layers overwritten", ylabel="rank correlation")
             ax.get_legend().set_title(None)
         return ax
@@ -333,15 +326,8 @@ def max_sensitivity(
     perturb : callable, optional
         (images, generator) -> perturbed images, instead of uniform noise in the ball.
 
-    Returns
-    -------
-    Scores
-        Lower is better; NaN, with a warning, for an image whose map is zero throughout.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Arguments of another kind, shape or range; maps with NaN.
+    Lower is better; NaN, with a warning, for an image whose map is zero throughout. Raises `TypeError` and `ValueError`
+    for arguments of another kind, shape or range, and maps with NaN.
     """
     radius, draws = check_real(radius, "radius", above=0, below=1), check_integer(draws, "draws", least=1)
     model, images, target, _ = _given(model, images, target)
