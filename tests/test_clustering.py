@@ -393,7 +393,7 @@ def test_colour_spaces(photos, space, peer):
 def test_without_the_library_the_portable_path_is_used_and_says_so_once(photos, monkeypatch):
     from cvi_nb.clustering import compiled, filtering
 
-    compiled._say_portable.cache_clear()
+    compiled.say_portable.cache_clear()
     monkeypatch.setattr(filtering, "has_compiled", lambda: False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

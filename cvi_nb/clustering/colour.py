@@ -8,47 +8,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..validation import check_choice
 
 COLOUR_SPACES = ("luv", "lab", "rgb", "grey")
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+_WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degree observer
+_EPSILON, _KAPPA = (6 / 29) ** 3, (29 / 3) ** 3
 
 # %% auto #0
 __all__ = ['COLOUR_SPACES', 'from_rgb', 'to_rgb']
 
 # %% ../../nbs/02_clustering/01_colour.ipynb #ae8c2e30
-_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-_WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degree observer
-_EPSILON, _KAPPA = (6 / 29) ** 3, (29 / 3) ** 3
-
-
-def _mix(matrix: Tensor, images: Tensor) -> Tensor:
-    """Apply a (3, 3) matrix to the channels of (B, 3, H, W), elementwise and so the same for every batch size."""
-    r, g, b = images.unbind(1)
-    return torch.stack([row[0] * r + row[1] * g + row[2] * b for row in matrix], 1)
-
-
-def _matrix(like: Tensor, inverse: bool = False) -> Tensor:
-    matrix = torch.tensor(_XYZ, dtype=torch.float64)
-    return (torch.linalg.inv(matrix) if inverse else matrix).to(like)
-
-
 def _linear(c: Tensor) -> Tensor:
+    """Light from stored values."""
     return torch.where(c > 0.04045, ((c + 0.055) / 1.055).clamp_min(0) ** 2.4, c / 12.92)
 
-
+# %% ../../nbs/02_clustering/01_colour.ipynb #2c630295
 def _gamma(c: Tensor) -> Tensor:
+    """Stored values from light."""
     return torch.where(c > 0.0031308, 1.055 * c.clamp_min(1e-12) ** (1 / 2.4) - 0.055, c * 12.92)
 
-
+# %% ../../nbs/02_clustering/01_colour.ipynb #4a17577a
 def _cube_root(t: Tensor) -> Tensor:
+    """CIE's f: the cube root, straight below (6/29)³."""
     return torch.where(t > _EPSILON, t.clamp_min(1e-12) ** (1 / 3), (_KAPPA * t + 16) / 116)
 
-
+# %% ../../nbs/02_clustering/01_colour.ipynb #69bcf0fa
 def _cube(f: Tensor) -> Tensor:
+    """The inverse of `_cube_root`."""
     return torch.where(f > 6 / 29, f**3, (116 * f - 16) / _KAPPA)
 
-
-def _lightness(y: Tensor) -> Tensor:
-    return 116 * _cube_root(y) - 16
+# %% ../../nbs/02_clustering/01_colour.ipynb #60b5878b
+def _mix(images: Tensor, inverse: bool = False) -> Tensor:
+    """Linear RGB (B, 3, H, W) as XYZ, or the inverse."""
+    matrix = torch.tensor(_XYZ, dtype=torch.float64)
+    matrix = (torch.linalg.inv(matrix) if inverse else matrix).to(images)
+    r, g, b = images.unbind(1)
+    return torch.stack([row[0] * r + row[1] * g + row[2] * b for row in matrix], 1)
 
 # %% ../../nbs/02_clustering/01_colour.ipynb #dd7eaeeb
 def from_rgb(images: Tensor, space: str = "luv") -> Tensor:
@@ -66,16 +62,17 @@ def from_rgb(images: Tensor, space: str = "luv") -> Tensor:
     -------
     Tensor (B, 3, H, W), or (B, 1, H, W) for grey images and for ``space="grey"``.
     """
+    check_choice(space, "space", COLOUR_SPACES)
     if space in ("rgb", "grey") and (images.shape[1] == 1 or space == "rgb"):
         return 100 * images
     if space == "grey":
         r, g, b = images.unbind(1)
         return 100 * (0.299 * r + 0.587 * g + 0.114 * b)[:, None]
     if images.shape[1] == 1:
-        return _lightness(_linear(images))
+        return 116 * _cube_root(_linear(images)) - 16
     white = torch.tensor(_WHITE).to(images)
-    x, y, z = _mix(_matrix(images), _linear(images)).unbind(1)
-    lightness = _lightness(y)
+    x, y, z = _mix(_linear(images)).unbind(1)
+    lightness = 116 * _cube_root(y) - 16
     if space == "lab":
         fx, fy, fz = _cube_root(x / white[0]), _cube_root(y), _cube_root(z / white[2])
         return torch.stack([lightness, 500 * (fx - fy), 200 * (fy - fz)], 1)
@@ -85,9 +82,10 @@ def from_rgb(images: Tensor, space: str = "luv") -> Tensor:
     v = 13 * lightness * (9 * y / total - 9 / white_total)
     return torch.stack([lightness, u, v], 1)
 
-
+# %% ../../nbs/02_clustering/01_colour.ipynb #ce86dea7
 def to_rgb(coordinates: Tensor, space: str = "luv") -> Tensor:
     """The inverse of `from_rgb`, clamped to [0, 1]: (B, 3, H, W), or (B, 1, H, W) for one coordinate."""
+    check_choice(space, "space", COLOUR_SPACES)
     if space in ("rgb", "grey"):
         return (coordinates / 100).clamp(0, 1)
     y = _cube((coordinates[:, 0] + 16) / 116)
@@ -104,4 +102,4 @@ def to_rgb(coordinates: Tensor, space: str = "luv") -> Tensor:
         u, v = p / scale + 4 * white[0] / white_total, q / scale + 9 / white_total
         x, z = 9 * y * u / (4 * v), y * (12 - 3 * u - 20 * v) / (4 * v)
         x, z = (torch.where(lightness > 1e-6, t, torch.zeros_like(t)) for t in (x, z))
-    return _gamma(_mix(_matrix(coordinates, inverse=True), torch.stack([x, y, z], 1))).clamp(0, 1)
+    return _gamma(_mix(torch.stack([x, y, z], 1), inverse=True)).clamp(0, 1)

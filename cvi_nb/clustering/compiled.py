@@ -9,6 +9,7 @@ import ctypes
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from itertools import pairwise
@@ -18,22 +19,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% auto #0
-__all__ = ['has_compiled', 'climb_image', 'PointTree', 'PointCloud']
-
-# %% ../../nbs/02_clustering/02_compiled.ipynb #68770050
 _P, _I, _L, _F, _D = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _SIGNATURES = {
     "cvi_climb_rows": [_P, _P, _I, _I, _I, _I, _F, _F, _I, _I, _F, _I, _I, _I, _P, _P, _P],
     "cvi_climb_tree": [_P] * 7 + [_I] * 3 + [_D, _D, _I, _L, _L] + [_P] * 4,
     "cvi_climb_cloud": [_P] * 3 + [_I] * 3 + [_F, _D, _D, _I, _L, _L] + [_P] * 7,
 }
+_PIECE, _TOGETHER = 256, 8  # climbs of one call into the library, and side by side, as in its source
 
+# %% auto #0
+__all__ = ['Climbs', 'has_compiled', 'say_portable', 'climb_image', 'split', 'Frame', 'PointTree', 'PointCloud']
 
+# %% ../../nbs/02_clustering/02_compiled.ipynb #68770050
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
-    folder = Path(__file__).parent
-    for path in (folder / f"_mean_shift{suffix}" for suffix in EXTENSION_SUFFIXES):
+    """The library, if it was built and loads."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).parent / f"_mean_shift{suffix}"
         if path.exists():
             try:
                 library = ctypes.CDLL(str(path))
@@ -45,14 +47,15 @@ def _library() -> ctypes.CDLL | None:
             return library
     return None
 
-
+# %% ../../nbs/02_clustering/02_compiled.ipynb #82e58da6
 def has_compiled() -> bool:
     """Whether the compiled path is built and loads."""
     return _library() is not None
 
-
+# %% ../../nbs/02_clustering/02_compiled.ipynb #ba667c1c
 @lru_cache(maxsize=1)
-def _say_portable() -> None:
+def say_portable() -> None:
+    """Warn, the first time, that the C library is missing and the slower path is used."""
     warnings.warn(
         "the compiled mean shift is not built, so the slower portable path is used; with a C compiler, "
         "reinstall the package to build it, or pass backend='portable' to keep this silent",
@@ -60,7 +63,7 @@ def _say_portable() -> None:
         stacklevel=4,
     )
 
-
+# %% ../../nbs/02_clustering/02_compiled.ipynb #899f3889
 def _in_threads(work: Callable[[int, int], None], count: int, piece: int) -> None:
     """Call `work(first, last)` over 0..count in pieces, on as many threads as PyTorch uses."""
     pieces = [(first, min(first + piece, count)) for first in range(0, count, piece)]
@@ -73,10 +76,6 @@ def _in_threads(work: Callable[[int, int], None], count: int, piece: int) -> Non
             future.result()
 
 # %% ../../nbs/02_clustering/02_compiled.ipynb #3cfd57d4
-def _address(array: np.ndarray) -> int:
-    return array.ctypes.data
-
-
 def climb_image(
     features: Tensor,
     valid: Tensor,
@@ -117,17 +116,16 @@ def climb_image(
 
     def work(first: int, last: int) -> None:
         library.cvi_climb_rows(
-            _address(planes), _address(seen), channels, height, width, width + 8, radius, reach, window == "ball",
-            kernel == "normal", tolerance, max_iterations, first, last, _address(modes), _address(iterations),
-            _address(moved),
+            planes.ctypes, seen.ctypes, channels, height, width, width + 8, radius, reach, window == "ball",
+            kernel == "normal", tolerance, max_iterations, first, last, modes.ctypes, iterations.ctypes, moved.ctypes,
         )  # fmt: skip
 
     _in_threads(work, height, 8)
     return torch.from_numpy(modes), torch.from_numpy(iterations), torch.from_numpy(moved)
 
-# %% ../../nbs/02_clustering/02_compiled.ipynb #bad3b497
-def _split(points: np.ndarray, depth: int) -> np.ndarray:
-    """An order in which the 2**depth leaves of the tree are consecutive and of equal size (± 1)."""
+# %% ../../nbs/02_clustering/02_compiled.ipynb #98472970
+def split(points: np.ndarray, depth: int) -> np.ndarray:
+    """An order (N,) in which the 2**depth leaves of a tree over points (N, D) are consecutive, of equal size (± 1)."""
     order = np.arange(len(points))
     for level in range(depth):
         edges = np.linspace(0, len(points), 2 ** (level + 1) + 1).astype(int)
@@ -138,127 +136,148 @@ def _split(points: np.ndarray, depth: int) -> np.ndarray:
             order[first:last] = part[np.argpartition(values[:, axis], middle - first)]
     return order
 
+# %% ../../nbs/02_clustering/02_compiled.ipynb #d1cf1d36
+@dataclass(frozen=True)
+class Frame:
+    """The coordinates in which points (N, D) are kept: about `centre` (D,), in the order `axes` (D,), padded to 4s."""
 
-_PIECE, _TOGETHER = 256, 8  # climbs of one call into the library, and side by side, as in its source
-_Climbs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    centre: np.ndarray
+    axes: np.ndarray
+
+    @classmethod
+    def of(cls, points: np.ndarray) -> Frame:
+        return cls(points.mean(0), np.argsort(-points.var(0), kind="stable"))
+
+    @property
+    def padded(self) -> int:
+        return -(-len(self.axes) // 4) * 4
+
+    def enter(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.centre)[:, self.axes]
+
+    def leave(self, inside: np.ndarray) -> np.ndarray:
+        points = np.empty_like(inside)
+        points[:, self.axes] = inside
+        return points + self.centre
+
+# %% ../../nbs/02_clustering/02_compiled.ipynb #4ff80e99
+Climbs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _climb_all(run: Callable[..., None], seeds: np.ndarray, cloud: PointTree | PointCloud) -> _Climbs:
-    """Let `run` climb from all seeds (S, D), given in the cloud's own coordinates, and bring the ends back."""
-    library = _library()
-    at = np.zeros((len(seeds), cloud.padded))
-    at[:, : cloud.dimensions] = seeds
+def _climb_all(run: Callable[..., None], seeds: np.ndarray, frame: Frame) -> Climbs:
+    """Let `run` climb from seeds (S, D), both in the frame; ends (S, D), mass, iterations and last shift (S,)."""
+    at = np.zeros((len(seeds), frame.padded))
+    at[:, : seeds.shape[1]] = seeds
     mass, iterations, moved = np.zeros(len(at)), np.zeros(len(at), dtype=np.int32), np.zeros(len(at))
-    results = (_address(at), _address(mass), _address(iterations), _address(moved))
-    _in_threads(lambda first, last: run(library, first, last, results), len(at), _PIECE)
-    ends = np.empty((len(at), cloud.dimensions))
-    ends[:, cloud.axes] = at[:, : cloud.dimensions]
-    return ends + cloud.centre, mass, iterations, moved
+    results = (at.ctypes, mass.ctypes, iterations.ctypes, moved.ctypes)
+    _in_threads(lambda first, last: run(first, last, *results), len(at), _PIECE)
+    return at[:, : seeds.shape[1]], mass, iterations, moved
 
+# %% ../../nbs/02_clustering/02_compiled.ipynb #35e5196b
+def _blocks(
+    points: np.ndarray, weights: np.ndarray, leaves: list[tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocks of points (·, D, 4) and of weights (·, 4), and each leaf's range of blocks (leaves, 2) int32."""
+    blocks, lanes, ranges = [], [], np.zeros((len(leaves), 2), dtype=np.int32)
+    for i, (first, last) in enumerate(leaves):
+        pad = (first - last) % 4
+        part = np.concatenate([points[first:last], np.full((pad, points.shape[1]), 1e150)])
+        ranges[i] = len(blocks), len(blocks) + len(part) // 4
+        blocks.extend(part.reshape(-1, 4, points.shape[1]).swapaxes(1, 2))
+        lanes.extend(np.concatenate([weights[first:last], np.zeros(pad)]).reshape(-1, 4))
+    return np.ascontiguousarray(blocks), np.ascontiguousarray(lanes), ranges
 
+# %% ../../nbs/02_clustering/02_compiled.ipynb #95898cf4
+def _boxes(
+    points: np.ndarray, weights: np.ndarray, leaves: list[tuple[int, int]], padded: int
+) -> tuple[np.ndarray, ...]:
+    """Of each node: the corners of its box, its weighted sum (nodes, padded) each, and its mass (nodes,)."""
+    inner, d = len(leaves) - 1, slice(points.shape[1])
+    low, high, total = (np.zeros((2 * inner + 1, padded)) for _ in range(3))
+    mass = np.zeros(2 * inner + 1)
+    for node, (first, last) in enumerate(leaves, inner):
+        part, w = points[first:last], weights[first:last]
+        low[node, d], high[node, d] = part.min(0), part.max(0)
+        total[node, d], mass[node] = w @ part, w.sum()
+    for node in reversed(range(inner)):
+        children = [2 * node + 1, 2 * node + 2]
+        low[node], high[node] = low[children].min(0), high[children].max(0)
+        total[node], mass[node] = total[children].sum(0), mass[children].sum()
+    return low, high, total, mass
+
+# %% ../../nbs/02_clustering/02_compiled.ipynb #bad3b497
 class PointTree:
-    """Points (N, D) with weights (N,) in a tree of boxes, for `climb`."""
+    """Points (N, D) with weights (N,) in a tree of boxes, for climbs with the flat kernel."""
 
     def __init__(self, points: np.ndarray, weights: np.ndarray, leaf: int = 24):
-        count, self.dimensions = points.shape
-        self.centre = points.mean(0)
-        self.axes = np.argsort(-points.var(0), kind="stable")
-        self.padded = -(-self.dimensions // 4) * 4
-        depth = max(0, int(np.log2(max(1, count / leaf))))
-        points = (points - self.centre)[:, self.axes]
-        self.order = order = _split(points, depth)
-        points, weights = points[order], weights[order]
-        self.inner = 2**depth - 1
-        nodes = 2 * self.inner + 1
-        self.low, self.high, self.sum = (np.zeros((nodes, self.padded)) for _ in range(3))
-        self.mass, self.block = np.zeros(nodes), np.zeros((nodes, 2), dtype=np.int32)
-        edges = np.linspace(0, count, 2**depth + 1).astype(int)
-        blocks: list[np.ndarray] = []
-        lanes: list[np.ndarray] = []
-        for i, (first, last) in enumerate(pairwise(edges)):
-            node, part, w, d = self.inner + i, points[first:last], weights[first:last], slice(self.dimensions)
-            self.low[node, d], self.high[node, d] = part.min(0), part.max(0)
-            self.sum[node, d], self.mass[node] = w @ part, w.sum()
-            pad = -len(part) % 4
-            self.block[node] = len(blocks), len(blocks) + (len(part) + pad) // 4
-            part = np.concatenate([part, np.full((pad, self.dimensions), 1e150)])
-            blocks.extend(part.reshape(-1, 4, self.dimensions).swapaxes(1, 2))
-            lanes.extend(np.concatenate([w, np.zeros(pad)]).reshape(-1, 4))
-        for node in reversed(range(self.inner)):
-            children = [2 * node + 1, 2 * node + 2]
-            self.low[node], self.high[node] = self.low[children].min(0), self.high[children].max(0)
-            self.sum[node], self.mass[node] = self.sum[children].sum(0), self.mass[children].sum()
-        self.points, self.weights = np.ascontiguousarray(blocks), np.ascontiguousarray(lanes)
+        self.frame = Frame.of(points)
+        depth = max(0, int(np.log2(max(1, len(points) / leaf))))
+        inside = self.frame.enter(points)
+        self.order = split(inside, depth)
+        inside, weights = inside[self.order], weights[self.order]
+        leaves = list(pairwise(np.linspace(0, len(points), 2**depth + 1).astype(int).tolist()))
+        self.inner = len(leaves) - 1
+        self.low, self.high, total, mass = _boxes(inside, weights, leaves, self.frame.padded)
+        blocks, lanes, ranges = _blocks(inside, weights, leaves)
+        ranges = np.concatenate([np.zeros((self.inner, 2), dtype=np.int32), ranges])
+        self._arrays = (self.low, self.high, total, mass, ranges, blocks, lanes)
 
     def crossed(self, seeds: np.ndarray, radius: float) -> float:
         """The share of leaves that the edge of a window crosses, over a sample of 64 seeds."""
         sample = np.linspace(0, len(seeds) - 1, min(64, len(seeds))).astype(int)
-        at = (seeds[sample] - self.centre)[:, None, self.axes]
-        below, above = (edge[self.inner :, : self.dimensions] for edge in (self.low, self.high))
+        at = self.frame.enter(seeds[sample])[:, None]
+        below, above = (edge[self.inner :, : at.shape[2]] for edge in (self.low, self.high))
         nearest = np.square(np.maximum(np.maximum(below - at, at - above), 0)).sum(2)
         farthest = np.square(np.maximum(at - below, above - at)).sum(2)
         return float(((nearest <= radius**2) & (farthest > radius**2)).mean())
 
-    def climb(self, seeds: np.ndarray, radius: float, tolerance: float, max_iterations: int) -> _Climbs:
-        """Flat-kernel climbs: ends (S, D), weight in the last window, iterations, last shift (absolute); all (S,)."""
-        tree = tuple(map(_address, (self.low, self.high, self.sum, self.mass, self.block, self.points, self.weights)))
+    def climb(self, seeds: np.ndarray, radius: float, tolerance: float, max_iterations: int) -> Climbs:
+        """Ends (S, D), weight in the last window, iterations, last shift (as `tolerance`, absolute); all (S,)."""
+        library, shape = _library(), (self.inner, len(self.frame.axes), self.frame.padded)
+        assert library is not None
+        tree = [array.ctypes for array in self._arrays]
 
-        def run(library: ctypes.CDLL, first: int, last: int, results: tuple[int, ...]) -> None:
-            library.cvi_climb_tree(
-                *tree,
-                self.inner,
-                self.dimensions,
-                self.padded,
-                radius,
-                tolerance,
-                max_iterations,
-                first,
-                last,
-                *results,
-            )
+        def run(first: int, last: int, *results: object) -> None:
+            library.cvi_climb_tree(*tree, *shape, radius, tolerance, max_iterations, first, last, *results)
 
-        return _climb_all(run, (seeds - self.centre)[:, self.axes], self)
+        ends, *rest = _climb_all(run, self.frame.enter(seeds), self.frame)
+        return self.frame.leave(ends), *rest
 
-
+# %% ../../nbs/02_clustering/02_compiled.ipynb #7d991a14
 class PointCloud:
-    """Points (N, D) with weights (N,) in plain blocks, for `climb`; for many dimensions."""
+    """Points (N, D) with weights (N,) in plain blocks, for climbs with the flat kernel in many dimensions.
+
+    `order` (N,), in which neighbours are close, saves finding one.
+    """
 
     def __init__(self, points: np.ndarray, weights: np.ndarray, order: np.ndarray | None = None):
-        count, self.dimensions = points.shape
-        self.centre = points.mean(0)
-        self.axes = np.argsort(-points.var(0), kind="stable")
-        self.padded = -(-self.dimensions // 4) * 4
-        points = (points - self.centre)[:, self.axes]
-        if order is None:  # any order serves, if neighbours are close
-            order = _split(points, max(0, int(np.log2(max(1, count / 24)))))
-        points, self.weights = points[order], np.ascontiguousarray(weights[order], dtype=np.float64)
-        self.rows = np.zeros((count, self.padded))
-        self.rows[:, : self.dimensions] = points
-        self.largest = float(np.abs(points).max())
-        screen = np.full((-(-count // 8) * 8, self.padded), 1e15, dtype=np.float32)
-        screen[:count] = self.rows
-        self.screen = np.ascontiguousarray(screen.reshape(-1, 8, self.padded).swapaxes(1, 2))
+        self.frame, count = Frame.of(points), len(points)
+        inside = self.frame.enter(points)
+        order = split(inside, max(0, int(np.log2(max(1, count / 24))))) if order is None else order
+        self.rows, self.weights = np.zeros((count, self.frame.padded)), np.array(weights[order], dtype=np.float64)
+        self.rows[:, : inside.shape[1]] = inside[order]
 
-    def climb(self, seeds: np.ndarray, radius: float, tolerance: float, max_iterations: int) -> _Climbs:
+    def climb(self, seeds: np.ndarray, radius: float, tolerance: float, max_iterations: int) -> Climbs:
         """As `PointTree.climb`."""
-        # A distance r is off by at most the rounding of 2 D coordinates, its square also by that of D + 1 operations.
-        seeds = (seeds - self.centre)[:, self.axes]
-        largest = max(self.largest, float(np.abs(seeds).max(initial=0)))
-        unit = 2.0**-24
-        coordinates = 2 * unit * largest * self.dimensions**0.5 / radius
-        margin = 2 * (coordinates * (2 + coordinates) + (self.dimensions + 4) * unit)
-        cloud = tuple(map(_address, (self.screen, self.rows, self.weights)))
+        library, (count, padded), dimensions = _library(), self.rows.shape, len(self.frame.axes)
+        assert library is not None
+        scale = 2.0 ** -np.frexp(radius)[1]
+        inside, rows, radius = self.frame.enter(seeds) * scale, self.rows * scale, radius * scale
+        screen = np.full((-(-count // 8) * 8, padded), 1e15, dtype=np.float32)
+        screen[:count] = rows
+        screen = np.ascontiguousarray(screen.reshape(-1, 8, padded).swapaxes(1, 2))
+        largest, unit = max(float(np.abs(rows).max()), float(np.abs(inside).max(initial=0))), 2.0**-24
+        coordinates = 2 * unit * largest * dimensions**0.5 / radius
+        margin = min(2 * (coordinates * (2 + coordinates) + (dimensions + 4) * unit), 1e30)
+        cloud = (screen.ctypes, rows.ctypes, self.weights.ctypes, count, dimensions, padded, margin)
 
-        def run(library: ctypes.CDLL, first: int, last: int, results: tuple[int, ...]) -> None:
-            members = np.empty((_PIECE + _TOGETHER, -(-len(self.rows) // 64)), dtype=np.uint64)
-            changes = np.empty(len(self.rows), dtype=np.int32)
-            sums = np.empty((_PIECE, self.padded))
-            library.cvi_climb_cloud(
-                *cloud, len(self.rows), self.dimensions, self.padded, min(margin, 1e30), radius, tolerance,
-                max_iterations, first, last, *results, _address(members), _address(changes), _address(sums),
-            )  # fmt: skip
+        def run(first: int, last: int, *results: object) -> None:
+            members = np.empty((_PIECE + _TOGETHER, -(-count // 64)), dtype=np.uint64)
+            changes, sums = np.empty(count, dtype=np.int32), np.empty((_PIECE, padded))
+            room = (members.ctypes, changes.ctypes, sums.ctypes)
+            library.cvi_climb_cloud(*cloud, radius, tolerance * scale, max_iterations, first, last, *results, *room)
 
-        order = _split(seeds, max(0, int(np.log2(max(1, len(seeds) / 64)))))  # neighbours climb side by side
+        order = split(inside, max(0, int(np.log2(max(1, len(seeds) / 64)))))  # neighbours climb side by side
         back = np.argsort(order)
-        ends, mass, iterations, moved = _climb_all(run, seeds[order], self)
-        return ends[back], mass[back], iterations[back], moved[back]
+        ends, mass, iterations, moved = _climb_all(run, inside[order], self.frame)
+        return self.frame.leave(ends[back] / scale), mass[back], iterations[back], moved[back] / scale

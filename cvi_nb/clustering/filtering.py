@@ -15,12 +15,90 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .colour import COLOUR_SPACES, from_rgb, to_rgb
-from .compiled import _say_portable, climb_image, has_compiled
+from .compiled import climb_image, has_compiled, say_portable
 from .fused import climb_fused, has_fused
-from ..data import check_images
+from ..validation import check_batch_size, check_choice, check_images, check_integer, check_options, check_real
 
 # %% auto #0
-__all__ = ['climb_portable', 'FilterResult', 'mean_shift_filter']
+__all__ = ['Domain', 'joint_domain', 'climb_portable', 'climb', 'FilterResult', 'mean_shift_filter']
+
+# %% ../../nbs/02_clustering/04_filtering.ipynb #b2bbb3bf
+@dataclass(frozen=True)
+class Domain:
+    """Range coordinates over their bandwidths (B, C, H, W), the pixels that count (B, H, W), the bandwidths (C,).
+
+    The first `colours` coordinates are the colour's, the others those of features.
+    """
+
+    scaled: Tensor
+    valid: Tensor
+    bandwidths: Tensor
+    colours: int
+
+# %% ../../nbs/02_clustering/04_filtering.ipynb #aedafbef
+def _check_features(features: Any, size: tuple[int, ...]) -> Tensor:
+    """`features` as finite numbers (B, F, H, W) for images of `size` (B, H, W)."""
+    if not isinstance(features, Tensor) or features.ndim != 4 or (len(features), *features.shape[2:]) != size:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"`features` must be a tensor of shape {(size[0], 'F', *size[1:])}, got {got}")
+    if not features.isfinite().all():
+        raise ValueError("`features` must be finite, got NaN or infinite values")
+    return features.detach()
+
+# %% ../../nbs/02_clustering/04_filtering.ipynb #4fdca87b
+def _check_pixels(mask: Any, size: tuple[int, ...]) -> Tensor:
+    """`mask` as booleans of `size` (B, H, W); None is everywhere."""
+    if mask is None:
+        return torch.ones(size, dtype=torch.bool)
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) not in (size, size[1:]):
+        found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"`mask` must be a bool tensor of shape {size} or {size[1:]}, got {found}")
+    return mask.expand(size).contiguous()
+
+# %% ../../nbs/02_clustering/04_filtering.ipynb #58e67c90
+def joint_domain(
+    images: Tensor,
+    range_bandwidth: float = 7,
+    *,
+    colour: str | None = "luv",
+    features: Tensor | None = None,
+    feature_bandwidth: float | Sequence[float] = 1.0,
+    mask: Tensor | None = None,
+) -> Domain:
+    """The range coordinates of `images` (B, C, H, W); arguments as for `mean_shift_filter`."""
+    images = check_images(images, allow_empty=True)
+    check_choice(colour, "colour", (*COLOUR_SPACES, None))
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    size = (len(images), *images.shape[2:])
+    parts, bandwidths = [], []
+    if colour is not None:
+        if images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` must have 1 or 3 channels for colour={colour!r}, got {images.shape[1]}; "
+                "pass them as `features` with colour=None"
+            )
+        parts.append(from_rgb(images.to(dtype), colour))
+        bandwidths += [check_real(range_bandwidth, "range_bandwidth", above=0)] * parts[0].shape[1]
+    colours = len(bandwidths)
+    if features is not None:
+        parts.append(_check_features(features, size).to(images.device, dtype))
+        count = parts[-1].shape[1]
+        given = list(feature_bandwidth) if isinstance(feature_bandwidth, Sequence) else [feature_bandwidth] * count
+        if len(given) != count:
+            raise ValueError(
+                f"`feature_bandwidth` must be a number or one for each of {count} features, got {len(given)}"
+            )
+        bandwidths += [check_real(value, "feature_bandwidth", above=0) for value in given]
+    if not parts:
+        raise ValueError("`features` must be given if `colour` is None")
+    scale = torch.tensor(bandwidths, dtype=dtype, device=images.device)
+    scaled = torch.cat(parts, 1) / scale[:, None, None]
+    if scaled.numel() and not float(scaled.abs().max()) <= 1e12:
+        raise ValueError(
+            "`range_bandwidth` and `feature_bandwidth` must be at least a 1e12th of the values, "
+            f"got {bandwidths} for values of up to {float(scaled.abs().max())} bandwidths"
+        )
+    return Domain(scaled, _check_pixels(mask, size).to(images.device), scale, colours)
 
 # %% ../../nbs/02_clustering/04_filtering.ipynb #9139765e
 @dataclass(frozen=True)
@@ -53,7 +131,7 @@ class _Tiles:
         table = torch.cat([colour, square, seen, place], 1)
         return cls(table, centre, grid, views.shape[1], views.shape[2], size)
 
-
+# %% ../../nbs/02_clustering/04_filtering.ipynb #103262e0
 def _groups(key: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Cut runs of equal, sorted `key` (N,) into groups: keys (G,), members (G, size), which of these are real."""
     unique, counts = torch.unique_consecutive(key, return_counts=True)
@@ -66,40 +144,62 @@ def _groups(key: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return unique[run], start[:, None] + torch.minimum(lane, filled[:, None] - 1), lane < filled[:, None]
 
 # %% ../../nbs/02_clustering/04_filtering.ipynb #606bf411
-def _window_means(
-    tiles: _Tiles,
-    at: Tensor,
-    s: Tensor,
-    r: Tensor,
-    radius: float,
-    window: str,
-    kernel: str,
-    reach: float,
-    scratch: Tensor,
-) -> Tensor:
+_REACH = {"flat": 1.0, "normal": 3.0}
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Which pixels count, and how much."""
+
+    radius: float  # pixels
+    shape: str = "product"
+    kernel: str = "flat"
+    reach: float = 1.0  # bandwidths
+
+    def weights(self, d_range: Tensor, d_space: Tensor) -> Tensor:
+        """The weights for squared distances in bandwidths; `d_range` is written over."""
+        if self.kernel == "normal":
+            weight = (d_range + d_space).mul_(-0.5).clamp_(-80, 0).exp_()
+        if self.shape == "product":
+            inside = torch.maximum(d_range, d_space, out=d_range).le_(self.reach**2)
+        else:
+            inside = d_range.add_(d_space).le_(self.reach**2)
+        return inside.mul_(weight) if self.kernel == "normal" else inside
+
+# %% ../../nbs/02_clustering/04_filtering.ipynb #7b67b665
+def _window_means(tiles: _Tiles, window: _Window, at: Tensor, s: Tensor, r: Tensor, scratch: Tensor) -> Tensor:
     """The means (G, Q, 2 + C) of the windows around places s (G, Q, 2) and ranges r (G, Q, C) in tiles `at`."""
     groups, count, channels = r.shape
     table = tiles.table[at]  # (G, C + 4, K)
     d_range, d_space = scratch[:, : groups * count * table.shape[2]].view(2, groups, count, -1)
     query = torch.cat([-2 * r, torch.ones_like(r[..., :1]), r.square().sum(-1, keepdim=True)], -1)
     torch.bmm(query, table[:, : channels + 2], out=d_range)
-    d2 = (s[..., None] - tiles.grid).square_().div_(radius**2)  # (G, Q, 2, side)
+    d2 = (s[..., None] - tiles.grid).square_().div_(window.radius**2)  # (G, Q, 2, side)
     side = len(tiles.grid)
     torch.add(d2[:, :, 0, :, None], d2[:, :, 1, None, :], out=d_space.view(groups, count, side, side))
-    if kernel == "normal":
-        weight = (d_range + d_space).mul_(-0.5).clamp_(-80, 0).exp_()
-    if window == "product":
-        inside = torch.maximum(d_range, d_space, out=d_range).le_(reach**2)
-    else:
-        inside = d_range.add_(d_space).le_(reach**2)
-    if kernel == "normal":
-        inside = inside.mul_(weight)
-    sums = torch.bmm(inside, table.mT)  # (G, Q, C + 4)
+    sums = torch.bmm(window.weights(d_range, d_space), table.mT)  # (G, Q, C + 4)
     total = sums[..., channels + 1, None]
     mean = torch.cat([sums[..., channels + 2 :], sums[..., :channels]], -1) / total
     return torch.where(total > 0, mean, torch.cat([s, r], -1))
 
+# %% ../../nbs/02_clustering/04_filtering.ipynb #12cf7f65
+def _step(
+    tiles: _Tiles, window: _Window, key: Tensor, space: Tensor, colour: Tensor, room: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of points sorted by tile `key` (N,): places (N, 2), ranges (N, C), squared shifts (N,).
 
+    `room` bounds the elements of a matrix of distances.
+    """
+    at, member, real = _groups(key, 16)
+    s, r = space[member], colour[member] - tiles.centre[at][:, None]
+    count = max(1, room // (16 * tiles.table.shape[2]))
+    scratch = space.new_empty(2, count * 16 * tiles.table.shape[2])
+    parts = (slice(g, g + count) for g in range(0, len(at), count))
+    after = torch.cat([_window_means(tiles, window, at[p], s[p], r[p], scratch) for p in parts])
+    change = (after[..., :2] - s).square().sum(-1) / window.radius**2 + (after[..., 2:] - r).square().sum(-1)
+    return after[..., :2][real], (after[..., 2:] + tiles.centre[at][:, None])[real], change[real]
+
+# %% ../../nbs/02_clustering/04_filtering.ipynb #10cd6c5c
 def climb_portable(
     features: Tensor,
     valid: Tensor,
@@ -115,8 +215,7 @@ def climb_portable(
 
     `features` (B, C, H, W) are range coordinates over their bandwidths, `valid` (B, H, W) bool.
     """
-    batch, channels, height, width = features.shape
-    tiles = _Tiles.cut(features, valid, radius * reach)
+    tiles, shape = _Tiles.cut(features, valid, radius * reach), _Window(radius, window, kernel, reach)
     image, y, x = torch.nonzero(valid, as_tuple=True)
     cell = torch.stack([y, x], 1) // tiles.size  # (N, 2) the tile a point is in; places count from there: fewer digits
     space = torch.stack([y, x], 1).to(features) - (cell * tiles.size).to(features)
@@ -124,118 +223,48 @@ def climb_portable(
     iterations = torch.zeros(len(image), dtype=torch.int32, device=features.device)
     moved = features.new_full((len(image),), math.inf)
     active = torch.arange(len(image), device=features.device)
-    size = 16
-    step = max(1, (2**18 if features.device.type == "cpu" else 2**26) // (size * tiles.table.shape[2]))
-    scratch = features.new_empty(2, step * size * tiles.table.shape[2])
+    room = 2**18 if features.device.type == "cpu" else 2**26
     for _ in range(max_iterations):
         if not len(active):
             break
         key = (image[active] * tiles.rows + cell[active, 0]) * tiles.columns + cell[active, 1]
         key, order = torch.sort(key, stable=True)
         active = active[order]
-        at, member, real = _groups(key, size)
-        who = active[member]  # (G, Q)
-        s, r = space[who], colour[who] - tiles.centre[at][:, None]
-        after = torch.cat(
-            [
-                _window_means(
-                    tiles, at[g : g + step], s[g : g + step], r[g : g + step], radius, window, kernel, reach, scratch
-                )
-                for g in range(0, len(at), step)
-            ]
-        )
-        change = (after[..., :2] - s).square().sum(-1) / radius**2 + (after[..., 2:] - r).square().sum(-1)
-        moved[active] = change[real]
-        colour[active] = (after[..., 2:] + tiles.centre[at][:, None])[real]
-        place = after[..., :2][real]
+        place, colour[active], moved[active] = _step(tiles, shape, key, space[active], colour[active], room)
         hop = torch.div(place, tiles.size, rounding_mode="floor")  # into another tile
         cell[active] += hop.long()
         space[active] = place - hop * tiles.size
         iterations[active] += 1
         active = active[moved[active] > tolerance**2]
-    modes = features.new_full((batch, height, width, 2 + channels), math.nan)
-    modes[image, y, x] = torch.cat([space + (cell * tiles.size).to(features), colour], 1)
-    counts = torch.zeros(batch, height, width, dtype=torch.int32, device=features.device)
-    counts[image, y, x] = iterations
-    last = features.new_zeros(batch, height, width)
-    last[image, y, x] = moved
+    ends = torch.cat([space + (cell * tiles.size).to(features), colour], 1)
+    modes = features.new_full((*valid.shape, ends.shape[1]), math.nan)
+    counts, last = torch.zeros_like(valid, dtype=torch.int32), features.new_zeros(valid.shape)
+    modes[valid], counts[valid], last[valid] = ends, iterations, moved
     return modes.permute(0, 3, 1, 2).contiguous(), counts, last
 
-# %% ../../nbs/02_clustering/04_filtering.ipynb #b2bbb3bf
-@dataclass(frozen=True)
-class _Domain:
-    """Range coordinates over their bandwidths (B, C, H, W), the pixels that count (B, H, W), the bandwidths (C,)."""
-
-    scaled: Tensor
-    valid: Tensor
-    bandwidths: Tensor
-    colours: int
-
-
-def _positive(value: Any, name: str, allow_zero: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise TypeError(f"`{name}` must be a number, got {value!r}")
-    if value < 0 or (value == 0 and not allow_zero):
-        raise ValueError(f"`{name}` must be {'at least' if allow_zero else 'greater than'} 0, got {value!r}")
-    return float(value)
-
-
-def _one_of(value: Any, name: str, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {tuple(choices)}, got {value!r}")
-
-
-def _domain(
-    images: Tensor,
-    range_bandwidth: float,
-    colour: str | None,
-    features: Tensor | None,
-    feature_bandwidth: Any,
-    mask: Any,
-) -> _Domain:
-    images = check_images(images, allow_empty=True)
-    _one_of(colour, "colour", (*COLOUR_SPACES, None))
-    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-    size = (len(images), *images.shape[2:])
-    parts, bandwidths = [], []
-    if colour is not None:
-        if images.shape[1] not in (1, 3):
-            raise ValueError(
-                f"`images` must have 1 or 3 channels for colour={colour!r}, got {images.shape[1]}; "
-                "pass them as `features` with colour=None"
-            )
-        parts.append(from_rgb(images.to(dtype), colour))
-        bandwidths += [_positive(range_bandwidth, "range_bandwidth")] * parts[0].shape[1]
-    colours = len(bandwidths)
-    if features is not None:
-        if not isinstance(features, Tensor) or features.ndim != 4 or (len(features), *features.shape[2:]) != size:
-            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"`features` must be a tensor of shape {(size[0], 'F', *size[1:])}, got {got}")
-        if not features.isfinite().all():
-            raise ValueError("`features` must be finite, got NaN or infinite values")
-        count = features.shape[1]
-        given = list(feature_bandwidth) if isinstance(feature_bandwidth, Sequence) else [feature_bandwidth] * count
-        if len(given) != count:
-            raise ValueError(
-                f"`feature_bandwidth` must be a number or one for each of {count} features, got {len(given)}"
-            )
-        bandwidths += [_positive(value, "feature_bandwidth") for value in given]
-        parts.append(features.detach().to(images.device, dtype))
-    if not parts:
-        raise ValueError("`features` must be given if `colour` is None")
-    valid = torch.ones(size, dtype=torch.bool, device=images.device)
-    if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) not in (size, size[1:]):
-            found = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"`mask` must be a bool tensor of shape {size} or {size[1:]}, got {found}")
-        valid = mask.to(images.device).expand(size).contiguous()
-    scale = torch.tensor(bandwidths, dtype=dtype, device=images.device)
-    return _Domain(torch.cat(parts, 1) / scale[:, None, None], valid, scale, colours)
-
 # %% ../../nbs/02_clustering/04_filtering.ipynb #53e2e8ff
-_REACH = {"flat": 1.0, "normal": 3.0}
+def _backend(domain: Domain, backend: str) -> str:
+    """What "auto" stands for; an error says why another choice will not do."""
+    check_choice(backend, "backend", ("auto", "portable", "compiled", "fused"))
+    device, single = domain.scaled.device, domain.scaled.dtype == torch.float32
+    fused, compiled = single and has_fused(device), single and device.type == "cpu" and has_compiled()
+    if backend == "auto":
+        if single and device.type == "cpu" and not compiled:
+            say_portable()
+        return "fused" if fused else "compiled" if compiled else "portable"
+    if backend == "compiled" and not compiled:
+        raise RuntimeError(
+            f"backend='compiled' needs float32 images on the CPU and the C library, which an installation with a C "
+            f"compiler builds; got {domain.scaled.dtype} on {device}, "
+            f"library {'found' if has_compiled() else 'missing'}"
+        )
+    if backend == "fused" and not fused:
+        raise RuntimeError(
+            f"backend='fused' needs Triton and float32 images on CUDA, got {domain.scaled.dtype} on {device}"
+        )
+    return backend
 
-
+# %% ../../nbs/02_clustering/04_filtering.ipynb #e7b19d5d
 def _climb_each(features: Tensor, valid: Tensor, radius: float, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`climb_image` for each image of a batch."""
     results = [climb_image(f, v, radius, **options) for f, v in zip(features, valid, strict=True)]
@@ -243,71 +272,61 @@ def _climb_each(features: Tensor, valid: Tensor, radius: float, **options: Any) 
     return modes, iterations, moved
 
 
-def _backend(domain: _Domain, backend: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """The function that climbs a batch, and why another will not do."""
-    _one_of(backend, "backend", ("auto", "portable", "compiled", "fused"))
-    device, single = domain.scaled.device, domain.scaled.dtype == torch.float32
-    if backend == "auto":
-        if single and has_fused(device):
-            backend = "fused"
-        elif single and device.type == "cpu" and has_compiled():
-            backend = "compiled"
-        else:
-            if single and device.type == "cpu":
-                _say_portable()
-            backend = "portable"
-    if backend == "compiled":
-        if not (has_compiled() and single and device.type == "cpu"):
-            raise RuntimeError(
-                f"backend='compiled' needs float32 images on the CPU and the C library, which an installation with a C "
-                f"compiler builds; got {domain.scaled.dtype} on {device}, "
-                f"library {'found' if has_compiled() else 'missing'}"
-            )
-        return _climb_each
-    if backend == "fused":
-        if not (has_fused(device) and single):
-            raise RuntimeError(
-                f"backend='fused' needs Triton and float32 images on CUDA, got {domain.scaled.dtype} on {device}"
-            )
-        return climb_fused
-    return climb_portable
+_CLIMBERS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+    "compiled": _climb_each,
+    "fused": climb_fused,
+    "portable": climb_portable,
+}
 
-
-def _climb(
-    domain: _Domain,
-    radius: float,
-    window: str,
-    kernel: str,
-    tolerance: float,
-    max_iterations: int,
-    batch_size: int,
-    backend: str,
+# %% ../../nbs/02_clustering/04_filtering.ipynb #8fc3dff3
+def climb(
+    domain: Domain,
+    spatial_bandwidth: float = 8,
+    *,
+    window: str = "product",
+    kernel: str = "flat",
+    tolerance: float = 1e-3,
+    max_iterations: int = 300,
+    batch_size: int = 16,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Modes in the caller's units, iterations and last shift in bandwidths, `batch_size` images at a time."""
-    _one_of(window, "window", ("product", "ball"))
-    _one_of(kernel, "kernel", tuple(_REACH))
-    radius = min(_positive(radius, "spatial_bandwidth"), 1e6)  # wider than any image: the place no longer matters
-    tolerance = _positive(tolerance, "tolerance", allow_zero=True)
-    for value, name in ((max_iterations, "max_iterations"), (batch_size, "batch_size")):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
-    climb = _backend(domain, backend)
+    """Let every pixel climb to its mode.
+
+    Parameters
+    ----------
+    spatial_bandwidth : float
+        h_s in pixels.
+    window : {"product", "ball"}
+        Two disks, or one joint ball.
+    kernel : {"flat", "normal"}
+        Flat weights climb the Epanechnikov density; normal ones are cut off at three bandwidths.
+    tolerance : float
+        A climb ends with a step of at most this many bandwidths, or after `max_iterations` steps.
+    batch_size : int
+        Images at a time on a GPU; the result does not depend on it.
+    backend : {"auto", "compiled", "portable", "fused"}
+        The C library (CPU, float32), PyTorch on any device, or the Triton kernel (CUDA, float32).
+
+    Returns
+    -------
+    modes (B, 2 + C, H, W) as (row, column, range) in the caller's units, iterations (B, H, W) int32, last shift
+    (B, H, W) in bandwidths; NaN and 0 outside the domain.
+    """
+    check_choice(window, "window", ("product", "ball"))
+    check_choice(kernel, "kernel", tuple(_REACH))
+    radius = min(check_real(spatial_bandwidth, "spatial_bandwidth", above=0, finite=False), 1e6)  # wider than any image
+    options = {
+        "window": window,
+        "kernel": kernel,
+        "reach": _REACH[kernel],
+        "tolerance": check_real(tolerance, "tolerance", least=0),
+        "max_iterations": check_integer(max_iterations, "max_iterations", least=1, most=2**31 - 1),
+    }
+    batch_size, climber = check_batch_size(batch_size), _CLIMBERS[_backend(domain, backend)]
     if domain.scaled.device.type == "cpu":
         batch_size = 1  # nothing is gained by more, and every image is then computed by itself
-    batches = [
-        climb(
-            f,
-            v,
-            radius,
-            window=window,
-            kernel=kernel,
-            reach=_REACH[kernel],
-            tolerance=tolerance,
-            max_iterations=max_iterations,
-        )
-        for f, v in zip(domain.scaled.split(batch_size), domain.valid.split(batch_size), strict=True)
-        if len(f)
-    ]
+    pairs = zip(domain.scaled.split(batch_size), domain.valid.split(batch_size), strict=True)
+    batches = [climber(f, v, radius, **options) for f, v in pairs if len(f)]
     if not batches:
         empty, counts = domain.scaled.new_empty, domain.valid
         return empty((0, 2 + len(domain.bandwidths), *counts.shape[1:])), counts.to(torch.int32), empty(counts.shape)
@@ -338,7 +357,7 @@ class FilterResult:
     shift: Tensor
     converged: Tensor
 
-
+# %% ../../nbs/02_clustering/04_filtering.ipynb #02ac4e33
 def mean_shift_filter(
     images: Tensor,
     spatial_bandwidth: float = 8,
@@ -348,12 +367,7 @@ def mean_shift_filter(
     features: Tensor | None = None,
     feature_bandwidth: float | Sequence[float] = 1.0,
     mask: Tensor | None = None,
-    window: str = "product",
-    kernel: str = "flat",
-    tolerance: float = 1e-3,
-    max_iterations: int = 300,
-    batch_size: int = 16,
-    backend: str = "auto",
+    **options: Any,
 ) -> FilterResult:
     """Smoothing that keeps edges: each pixel takes the colour of the mode it climbs to (Comaniciu & Meer 2002, §4.1).
 
@@ -370,16 +384,8 @@ def mean_shift_filter(
         colour in one range disk.
     mask : Tensor (B, H, W) or (H, W), bool, optional
         Pixels outside are neither moved nor seen.
-    window : {"product", "ball"}
-        Two disks, or one joint ball.
-    kernel : {"flat", "normal"}
-        Flat weights climb the Epanechnikov density; normal ones are cut off at three bandwidths.
-    tolerance : float
-        A climb ends with a step of at most this many bandwidths.
-    batch_size : int
-        Images at a time on a GPU; the result does not depend on it.
-    backend : {"auto", "compiled", "portable", "fused"}
-        The C library (CPU, float32), PyTorch on any device, or the Triton kernel (CUDA, float32).
+    **options
+        `window`, `kernel`, `tolerance`, `max_iterations`, `batch_size`, `backend`, as for `climb`.
 
     Raises
     ------
@@ -388,15 +394,16 @@ def mean_shift_filter(
     RuntimeError
         The requested backend cannot run here.
     """
-    domain = _domain(images, range_bandwidth, colour, features, feature_bandwidth, mask)
-    modes, iterations, shift = _climb(
-        domain, spatial_bandwidth, window, kernel, tolerance, max_iterations, batch_size, backend
+    check_options(options, climb, "mean_shift_filter")
+    domain = joint_domain(
+        images, range_bandwidth, colour=colour, features=features, feature_bandwidth=feature_bandwidth, mask=mask
     )
+    modes, iterations, shift = climb(domain, spatial_bandwidth, **options)
     filtered = images
     if colour is not None:
         filtered = to_rgb(modes[:, 2 : 2 + domain.colours], colour)
-        original = (
-            images.to(filtered) if filtered.shape[1] == images.shape[1] else from_rgb(images.to(filtered), "grey") / 100
-        )
+        original = images.to(filtered)
+        if filtered.shape[1] != images.shape[1]:
+            original = from_rgb(original, "grey") / 100
         filtered = torch.where(domain.valid[:, None], filtered, original)
-    return FilterResult(filtered, modes, iterations, shift, shift <= tolerance)
+    return FilterResult(filtered, modes, iterations, shift, shift <= options.get("tolerance", 1e-3))

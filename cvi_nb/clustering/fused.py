@@ -14,13 +14,13 @@ try:
 except ImportError:  # no Triton on this platform: the portable path serves every device
     triton = None
 
+# %% auto #0
+__all__ = ['has_fused', 'climb_fused']
 
+# %% ../../nbs/02_clustering/03_fused.ipynb #97f4439a
 def has_fused(device: torch.device) -> bool:
     """Whether the fused kernel can run on this device."""
     return triton is not None and device.type == "cuda"
-
-# %% auto #0
-__all__ = ['has_fused', 'climb_fused']
 
 # %% ../../nbs/02_clustering/03_fused.ipynb #d0a2fe51
 if triton is not None:
@@ -28,18 +28,17 @@ if triton is not None:
     @triton.jit
     def _climb(
         planes, valid, modes, iterations, moved, height, width, side, radius, reach, tolerance, max_iterations,
-        CHANNELS: tl.constexpr, PADDED: tl.constexpr, BALL: tl.constexpr, NORMAL: tl.constexpr, BLOCK: tl.constexpr,
+        CHANNELS: tl.constexpr, PADDED: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         program = tl.program_id(0).to(tl.int64)
         area = height * width
         image, pixel = program // area, program % area
         if tl.load(valid + program) != 0:
-            channel = tl.arange(0, PADDED).to(tl.int64)  # channels times pixels may exceed 2³¹
+            channel = tl.arange(0, PADDED).to(tl.int64)
             used = channel < CHANNELS
             lane = tl.arange(0, BLOCK)
             base = planes + image * CHANNELS * area
             colour = tl.load(base + channel * area + pixel, mask=used, other=0.0)  # (PADDED,)
-            # a place is a pixel and a fraction of one, so that no digits are lost far from the corner
             row0, column0 = (pixel // width).to(tl.int32), (pixel % width).to(tl.int32)
             y, x = 0.0, 0.0
             edge = radius * reach
@@ -61,12 +60,12 @@ if triton is not None:
                     )
                     difference = tl.where(used[None, :], found - colour[None, :], 0.0)  # (BLOCK, PADDED)
                     d_range = tl.sum(difference * difference, axis=1)
-                    if BALL:
+                    if KIND % 2 == 1:  # one ball, or two disks
                         inside = seen & (d_space + d_range <= reach * reach)
                     else:
                         inside = seen & (d_space <= reach * reach) & (d_range <= reach * reach)
                     w = tl.where(inside, 1.0, 0.0)
-                    if NORMAL:
+                    if KIND >= 2:  # normal weights
                         w = w * tl.exp(tl.maximum(-0.5 * (d_space + d_range), -80.0))
                     weight += tl.sum(w, axis=0)
                     sum_y += tl.sum(w * dy, axis=0)
@@ -116,6 +115,6 @@ def climb_fused(
     block = max(32, min(triton.next_power_of_2(side * side), 512, 4096 // padded))
     _climb[(batch * height * width,)](
         features, seen, modes, iterations, moved, height, width, side, radius, reach, tolerance, max_iterations,
-        CHANNELS=channels, PADDED=padded, BALL=window == "ball", NORMAL=kernel == "normal", BLOCK=block, num_warps=1,
+        CHANNELS=channels, PADDED=padded, KIND=(window == "ball") + 2 * (kernel == "normal"), BLOCK=block, num_warps=1,
     )  # fmt: skip
     return modes, iterations, moved

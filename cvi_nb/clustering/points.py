@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +17,62 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 from torch.nn import functional as F
 
-from .compiled import PointCloud, PointTree, _say_portable, _split, has_compiled
+from .compiled import PointCloud, PointTree, has_compiled, say_portable, split
+from ..validation import check_choice, check_flag, check_integer, check_options, check_real
+
+_CHUNK = 2**21  # elements of a chunk's distance matrix
+_LARGEST = {torch.float32: 2.0**60, torch.float64: 2.0**500}  # whose squares can be added up
 
 # %% auto #0
-__all__ = ['PointClusters', 'mean_shift', 'estimate_bandwidth', 'MeanShift']
+__all__ = ['attention_step', 'climb_points', 'estimate_bandwidth', 'PointClusters', 'mean_shift', 'bin_seeds', 'MeanShift']
+
+# %% ../../nbs/02_clustering/06_points.ipynb #9301d0af
+def _check_points(points: Any, name: str = "points", dimensions: int | None = None) -> Tensor:
+    """`points` as a float32 or float64 tensor (N, D)."""
+    if not isinstance(points, Tensor):
+        array = np.asarray(points)
+        if array.dtype.kind not in "iuf":
+            found = array.dtype if isinstance(points, np.ndarray) else type(points).__name__
+            raise TypeError(f"`{name}` must be numbers of shape (N, D), got {found}")
+        points = torch.tensor(array if array.dtype.char in "efd" else array.astype(np.float64))
+    if not points.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating point tensor of shape (N, D), got {points.dtype}")
+    if points.ndim != 2 or 0 in points.shape or (dimensions and points.shape[1] != dimensions):
+        raise ValueError(f"`{name}` must have shape (N, {dimensions or 'D'}) with N, D > 0, got {tuple(points.shape)}")
+    if not points.isfinite().all():
+        raise ValueError(f"`{name}` must be finite, got NaN or infinite values")
+    points = points.detach() if points.dtype in _LARGEST else points.detach().float()
+    largest = float(points.abs().max())
+    if largest > _LARGEST[points.dtype]:
+        raise ValueError(f"`{name}` must be within ±{_LARGEST[points.dtype]:.1e} (scale them), got {largest:.1e}")
+    return points
+
+# %% ../../nbs/02_clustering/06_points.ipynb #3f836837
+def _check_weights(weights: Any, points: Tensor) -> Tensor:
+    """`weights` (N,) like `points`; None is a weight of one for each."""
+    if weights is None:
+        return points.new_ones(len(points))
+    try:
+        found = torch.as_tensor(weights).detach().to(points)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`weights` must be numbers of shape ({len(points)},), got {type(weights).__name__}") from None
+    if found.shape != (len(points),):
+        raise ValueError(f"`weights` must have shape ({len(points)},), got {tuple(found.shape)}")
+    if not found.isfinite().all() or (found < 0).any() or not (found > 0).any():
+        raise ValueError("`weights` must be finite, not negative and not all zero")
+    return found
 
 # %% ../../nbs/02_clustering/06_points.ipynb #c1c098e1
-_CHUNK = 2**21  # elements of a chunk's distance matrix
+def _flat_step(query: Tensor, points: Tensor, weights: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """Window means (Q, D) and weights (Q,); an empty window returns the query."""
+    centre = query.mean(0)  # differences of nearby points then lose no digits
+    q, k = query - centre, points - centre
+    near = torch.addmm(k.square().sum(1), q, k.T, alpha=-2).le_((bandwidth**2 - q.square().sum(1))[:, None])
+    total = near @ torch.cat([weights[:, None], weights[:, None] * points], 1)
+    mass = total[:, 0]
+    return torch.where(mass[:, None] > 0, total[:, 1:] / mass[:, None], query), mass
 
-
+# %% ../../nbs/02_clustering/06_points.ipynb #1e8d5efc
 def _merge_equal(point: Tensor) -> tuple[Tensor, Tensor]:
     """For rows (A, D): which to keep, and for every row the position of its equal among those."""
     probe = torch.linspace(1, 2, point.shape[1], dtype=point.dtype, device=point.device).sqrt()
@@ -35,19 +83,9 @@ def _merge_equal(point: Tensor) -> tuple[Tensor, Tensor]:
     kept, position = torch.unique(first, return_inverse=True)
     return kept, position
 
-
-def _flat_step(query: Tensor, points: Tensor, weights: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """Window means (Q, D) and weights (Q,); an empty window returns the query."""
-    centre = query.mean(0)  # differences of nearby points then lose no digits
-    q, k = query - centre, points - centre
-    near = torch.addmm(k.square().sum(1), q, k.T, alpha=-2).le_((bandwidth**2 - q.square().sum(1))[:, None])
-    total = near @ torch.cat([weights[:, None], weights[:, None] * points], 1)
-    mass = total[:, 0]
-    return torch.where(mass[:, None] > 0, total[:, 1:] / mass[:, None], query), mass
-
-
-def _attention_step(query: Tensor, points: Tensor, weights: Tensor, bandwidth: float) -> Tensor:
-    """Means (Q, D) with normal weights, by attention."""
+# %% ../../nbs/02_clustering/06_points.ipynb #310206a8
+def attention_step(query: Tensor, points: Tensor, weights: Tensor, bandwidth: float) -> Tensor:
+    """Means (Q, D) of points (N, D) with weights (N,), seen from queries (Q, D) with normal weights, by attention."""
     bias = weights.log() - 0.5 * (points / bandwidth).square().sum(1)
     pad = -points.shape[1] % 16  # the widths at which the fused kernel is fast
     q, k, v = (F.pad(x, (0, pad))[None, None] for x in (query / bandwidth, points / bandwidth, points))
@@ -55,7 +93,7 @@ def _attention_step(query: Tensor, points: Tensor, weights: Tensor, bandwidth: f
         0, 0, :, : points.shape[1]
     ]
 
-
+# %% ../../nbs/02_clustering/06_points.ipynb #a73372b1
 def _normal_mass(query: Tensor, points: Tensor, weights: Tensor, bandwidth: float) -> Tensor:
     """The unnormalised normal density (Q,) at the queries, chunk by chunk."""
     parts = []
@@ -72,7 +110,7 @@ def _climb_portable(
     centre = points.mean(0)
     points, seeds = points - centre, seeds - centre
     depth = max(0, int(math.log2(max(1, len(seeds) / 256))))
-    order = torch.from_numpy(_split(seeds.cpu().numpy(), depth)).to(seeds.device)  # neighbours share a chunk
+    order = torch.from_numpy(split(seeds.cpu().numpy(), depth)).to(seeds.device)  # neighbours share a chunk
     owner = torch.empty_like(order)
     owner[order] = torch.arange(len(order), device=order.device)  # seed → climb
     point = seeds[order].clone()  # (A, D): one row for each climb that is still its own
@@ -88,7 +126,7 @@ def _climb_portable(
             if kernel == "flat":
                 after, mass[rows] = _flat_step(before, points, weights, bandwidth)
             else:
-                after = _attention_step(before, points, weights, bandwidth)
+                after = attention_step(before, points, weights, bandwidth)
             point[rows], moved[rows] = after, (after - before).norm(dim=1)
         iterations[active] += 1
         active = active[moved[active] > tolerance * bandwidth]
@@ -102,8 +140,57 @@ def _climb_portable(
         mass = _normal_mass(point, points, weights, bandwidth)
     return point[owner] + centre, mass[owner], iterations[owner], moved[owner]
 
+# %% ../../nbs/02_clustering/06_points.ipynb #6672c2a3
+def _climb_compiled(
+    points: Tensor, weights: Tensor, seeds: Tensor, bandwidth: float, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_climb_portable`, with flat weights."""
+    p, w, s = (t.double().numpy() for t in (points, weights, seeds))
+    tree: PointTree | PointCloud = PointTree(p, w)
+    if tree.crossed(s, bandwidth) > 0.25 and np.ptp(p, axis=0).max() < 1e15 * bandwidth:
+        tree = PointCloud(p, w, tree.order)
+    climbs = tree.climb(s, bandwidth, tolerance * bandwidth, max_iterations)
+    ends, mass, iterations, moved = map(torch.from_numpy, climbs)
+    return ends.to(points), mass.to(points), iterations.long(), moved.to(points)
 
-def _climb(points, weights, seeds, bandwidth, kernel, tolerance, max_iterations, backend):
+# %% ../../nbs/02_clustering/06_points.ipynb #4c6e7816
+def _stay(points: Tensor, weights: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_climb_portable`, with windows of radius 0."""
+    rows, place = torch.unique(torch.cat([points, seeds]) + 0.0, dim=0, return_inverse=True)
+    mass = weights.new_zeros(len(rows)).index_add(0, place[: len(points)], weights)[place[len(points) :]]
+    return seeds, mass, torch.ones_like(mass, dtype=torch.int64), torch.zeros_like(mass)
+
+# %% ../../nbs/02_clustering/06_points.ipynb #182fd4f7
+def climb_points(
+    points: Tensor,
+    weights: Tensor,
+    seeds: Tensor,
+    bandwidth: float,
+    kernel: str = "flat",
+    tolerance: float = 1e-3,
+    max_iterations: int = 300,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Climb from seeds (S, D) over points (N, D) with positive weights (N,).
+
+    Parameters
+    ----------
+    kernel : {"flat", "normal"}
+    tolerance : float
+        A climb ends with a step of at most this many bandwidths, or after `max_iterations` steps.
+    backend : {"auto", "compiled", "portable"}
+        The C library (CPU, flat), or PyTorch on any device.
+
+    Returns
+    -------
+    ends (S, D), mass (S,): the weight in the last window (flat) or the unnormalised density (normal), iterations (S,),
+    and the length of the last step (S,).
+    """
+    check_choice(backend, "backend", ("auto", "compiled", "portable"))
+    tolerance = check_real(tolerance, "tolerance", least=0)
+    max_iterations = check_integer(max_iterations, "max_iterations", least=1, most=2**31 - 1)
+    if bandwidth == 0:
+        return _stay(points, weights, seeds)
     compiled = kernel == "flat" and points.device.type == "cpu" and has_compiled()
     if backend == "compiled" and not compiled:
         raise RuntimeError(
@@ -111,18 +198,11 @@ def _climb(points, weights, seeds, bandwidth, kernel, tolerance, max_iterations,
             f"with a C compiler builds; got kernel={kernel!r} on {points.device}, "
             f"library {'found' if has_compiled() else 'missing'}"
         )
-    if not compiled or backend == "portable":
-        if backend == "auto" and kernel == "flat" and points.device.type == "cpu":
-            _say_portable()
-        return _climb_portable(points, weights, seeds, bandwidth, kernel, tolerance, max_iterations)
-    p, w, s = (t.double().numpy() for t in (points, weights, seeds))
-    tree = PointTree(p, w)
-    cloud = PointCloud(p, w, tree.order) if tree.crossed(s, bandwidth) > 0.25 else tree
-    ends, mass, iterations, moved = cloud.climb(s, bandwidth, tolerance * bandwidth, max_iterations)
-    return (
-        torch.from_numpy(ends).to(points), torch.from_numpy(mass).to(points), torch.from_numpy(iterations).long(),
-        torch.from_numpy(moved).to(points),
-    )  # fmt: skip
+    if compiled and backend != "portable":
+        return _climb_compiled(points, weights, seeds, bandwidth, tolerance, max_iterations)
+    if backend == "auto" and kernel == "flat" and points.device.type == "cpu":
+        say_portable()
+    return _climb_portable(points, weights, seeds, bandwidth, kernel, tolerance, max_iterations)
 
 # %% ../../nbs/02_clustering/06_points.ipynb #3d192e9f
 def _centres(ends: np.ndarray, mass: np.ndarray, bandwidth: float) -> np.ndarray:
@@ -138,7 +218,7 @@ def _centres(ends: np.ndarray, mass: np.ndarray, bandwidth: float) -> np.ndarray
         ends, mass = ends[rest], mass[rest]
     return np.array(centres)
 
-
+# %% ../../nbs/02_clustering/06_points.ipynb #9b0a711b
 def _nearest(queries: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     """Distance to and number of the nearest centre, (Q,) each."""
     parts = [
@@ -147,7 +227,7 @@ def _nearest(queries: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     ]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
-
+# %% ../../nbs/02_clustering/06_points.ipynb #3fd01e89
 def _basin(ends: Tensor, centres: Tensor, bandwidth: float) -> Tensor:
     """The first centre within a bandwidth of each end (else the nearest), (S,)."""
     parts = []
@@ -157,7 +237,55 @@ def _basin(ends: Tensor, centres: Tensor, bandwidth: float) -> Tensor:
         parts.append(torch.where(within.any(1), within.int().argmax(1), distance.argmin(1)))
     return torch.cat(parts)
 
-# %% ../../nbs/02_clustering/06_points.ipynb #9301d0af
+# %% ../../nbs/02_clustering/06_points.ipynb #19248fcc
+def _labels(
+    points: Tensor, centres: Tensor, bandwidth: float, cluster_all: bool = True, ends: Tensor | None = None
+) -> Tensor:
+    """The cluster (N,) of each point: by the end of its climb, or by the nearest centre if no `ends` are given."""
+    if ends is None:
+        distance, found = _nearest(points, centres)
+    else:
+        found = _basin(ends, centres, bandwidth)
+        distance = (points - centres[found]).norm(dim=1)
+    return found if cluster_all else torch.where(distance <= bandwidth, found, -1)
+
+# %% ../../nbs/02_clustering/06_points.ipynb #11424361
+def estimate_bandwidth(
+    points: Any, quantile: float = 0.3, *, weights: Any = None, queries: int = 2000, seed: int = 0
+) -> float:
+    """Mean distance to the neighbour within which a share `quantile` of all points lies.
+
+    Parameters
+    ----------
+    points : Tensor or array (N, D)
+    quantile : float
+        In (0, 1].
+    weights : Tensor or array (N,), optional
+    queries : int
+        How many points to average over, drawn without replacement with `seed` if there are more.
+    """
+    points = _check_points(points)
+    quantile = check_real(quantile, "quantile", above=0, most=1)
+    queries = check_integer(queries, "queries", least=1)
+    weights = _check_weights(weights, points)
+    points, weights = points[weights > 0], weights[weights > 0]
+    chosen = torch.arange(len(points))
+    if len(points) > queries:
+        chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:queries]
+    chosen = chosen.to(points.device)
+    share, total = max(1.0, math.floor(float(weights.sum()) * quantile + 1e-9)), 0.0
+    for part in chosen.split(max(1, _CHUNK // len(points))):
+        distance = torch.cdist(points[part], points, compute_mode="donot_use_mm_for_euclid_dist")
+        if bool((weights == 1).all()):
+            far = distance.kthvalue(int(share), dim=1).values
+        else:
+            distance, order = distance.sort(dim=1)
+            reached = (weights[order].cumsum(1) >= share - 1e-9).int().argmax(1)
+            far = distance.gather(1, reached[:, None])[:, 0]
+        total += float((far * weights[part]).sum())
+    return total / float(weights[chosen].sum())
+
+# %% ../../nbs/02_clustering/06_points.ipynb #d8ebb62d
 @dataclass(frozen=True)
 class PointClusters:
     """What `mean_shift` returns.
@@ -186,61 +314,39 @@ class PointClusters:
     converged: Tensor
     bandwidth: float
 
-
-def _check_points(points: Any, name: str = "points", dimensions: int | None = None) -> Tensor:
-    if not isinstance(points, Tensor) or not points.is_floating_point():
-        found = points.dtype if isinstance(points, Tensor) else type(points).__name__
-        raise TypeError(f"`{name}` must be a floating point tensor of shape (N, D), got {found}")
-    if points.ndim != 2 or 0 in points.shape or (dimensions and points.shape[1] != dimensions):
-        raise ValueError(f"`{name}` must have shape (N, {dimensions or 'D'}) with N, D > 0, got {tuple(points.shape)}")
-    if not points.isfinite().all():
-        raise ValueError(f"`{name}` must be finite, got NaN or infinite values")
-    return points.detach()
-
-
-def _check_weights(weights: Any, points: Tensor) -> Tensor:
-    if weights is None:
-        return points.new_ones(len(points))
-    if not isinstance(weights, Tensor) or weights.shape != (len(points),):
-        found = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"`weights` must be a tensor of shape ({len(points)},), got {found}")
-    if not weights.isfinite().all() or (weights < 0).any() or not (weights > 0).any():
-        raise ValueError("`weights` must be finite, not negative and not all zero")
-    return weights.detach().to(points)
-
 # %% ../../nbs/02_clustering/06_points.ipynb #119321dc
 def mean_shift(
-    points: Tensor,
+    points: Any,
     bandwidth: float | None = None,
     kernel: str = "flat",
-    weights: Tensor | None = None,
-    seeds: Tensor | None = None,
+    weights: Any = None,
+    seeds: Any = None,
     *,
     labels: str = "basin",
     cluster_all: bool = True,
-    tolerance: float = 1e-3,
-    max_iterations: int = 300,
-    backend: str = "auto",
+    **options: Any,
 ) -> PointClusters:
     """Cluster points by the modes of their density (Comaniciu & Meer 2002).
 
     Parameters
     ----------
-    points : Tensor (N, D), floating point
+    points : Tensor or array (N, D)
+        Computed in its own precision, single at least.
     bandwidth : float, optional
-        Radius of the flat window or standard deviation of the normal one; None to estimate it.
+        Radius of the flat window or standard deviation of the normal one; None to estimate it. An estimate of 0, when
+        most points have equals, makes each distinct point a cluster.
     kernel : {"flat", "normal"}
-    weights : Tensor (N,), optional
+    weights : Tensor or array (N,), optional
         Not negative; a point of weight 2 counts as two, one of weight 0 is only labelled.
-    seeds : Tensor (S, D), optional
-        Where climbs start; all points by default. A point then shares the basin of its nearest seed.
+    seeds : Tensor or array (S, D), optional
+        Where climbs start; all points by default. A point then shares the basin of its nearest seed, which is its own
+        only if the seeds are points.
     labels : {"basin", "nearest"}
         By the point's own climb, or by the nearest centre (as scikit-learn does).
     cluster_all : bool
         If false, points farther than a bandwidth from their centre are labelled -1.
-    tolerance : float
-        A climb ends with a step of at most this many bandwidths.
-    backend : {"auto", "compiled", "portable"}
+    **options
+        `tolerance`, `max_iterations`, `backend`, as for `climb_points`.
 
     Raises
     ------
@@ -249,77 +355,61 @@ def mean_shift(
     """
     points = _check_points(points)
     weights = _check_weights(weights, points)
-    for value, name, choices in (
-        (kernel, "kernel", ("flat", "normal")),
-        (labels, "labels", ("basin", "nearest")),
-        (backend, "backend", ("auto", "compiled", "portable")),
-    ):
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {choices}, got {value!r}")
-    if bandwidth is None:
-        bandwidth = estimate_bandwidth(points, weights=weights) or torch.finfo(points.dtype).tiny ** 0.25
-    if not (isinstance(bandwidth, (int, float)) and bandwidth > 0):
-        raise ValueError(f"`bandwidth` must be a number greater than 0 or None, got {bandwidth!r}")
-    if not (tolerance >= 0 and max_iterations >= 1):
-        raise ValueError(
-            f"`tolerance` must be at least 0 and `max_iterations` at least 1, got {tolerance!r} and {max_iterations!r}"
-        )
+    check_choice(kernel, "kernel", ("flat", "normal"))
+    check_choice(labels, "labels", ("basin", "nearest"))
+    check_flag(cluster_all, "cluster_all")
+    check_options(options, climb_points, "mean_shift")
+    h = check_real(bandwidth, "bandwidth", above=0, most=_LARGEST[points.dtype], optional=True)
+    h = estimate_bandwidth(points, weights=weights) if h is None else h
     counted = weights > 0
     start = points if seeds is None else _check_points(seeds, "seeds", points.shape[1]).to(points)
-    ends, mass, iterations, moved = _climb(
-        points[counted], weights[counted], start, float(bandwidth), kernel, tolerance, max_iterations, backend
-    )
+    ends, mass, iterations, moved = climb_points(points[counted], weights[counted], start, h, kernel, **options)
     useful = (mass > 0) & counted if seeds is None else mass > 0
     if not useful.any():
-        raise ValueError(f"`seeds` must have points within the bandwidth of {bandwidth}, got none")
-    centres = torch.from_numpy(_centres(ends[useful].cpu().numpy(), mass[useful].cpu().numpy(), bandwidth)).to(points)
-    distance, nearest = _nearest(points, centres)
-    found = nearest
+        raise ValueError(
+            f"`seeds` must have points within the bandwidth, got none. No point was within bandwidth={h} of any seed"
+        )
+    centres = torch.from_numpy(_centres(ends[useful].cpu().numpy(), mass[useful].cpu().numpy(), h)).to(points)
+    own: Tensor | None = None
     if labels == "basin":
-        found = _basin(ends, centres, bandwidth)
-        if seeds is not None:
-            found = found[useful][_nearest(points, start[useful])[1]]
-        distance = (points - centres[found]).norm(dim=1)
-    if not cluster_all:
-        found = torch.where(distance <= bandwidth, found, -1)
-    shift = moved / bandwidth
-    return PointClusters(centres, found, ends, mass, iterations, shift, shift <= tolerance, float(bandwidth))
+        own = ends if seeds is None else ends[useful][_nearest(points, start[useful])[1]]
+    found = _labels(points, centres, h, cluster_all, own)
+    shift = moved / h if h else moved
+    return PointClusters(centres, found, ends, mass, iterations, shift, shift <= options.get("tolerance", 1e-3), h)
 
-# %% ../../nbs/02_clustering/06_points.ipynb #11424361
-def estimate_bandwidth(
-    points: Tensor, quantile: float = 0.3, *, weights: Tensor | None = None, queries: int = 2000, seed: int = 0
-) -> float:
-    """Mean distance to the neighbour within which a share `quantile` of all points lies.
+# %% ../../nbs/02_clustering/06_points.ipynb #d1059cb3
+def bin_seeds(
+    points: np.ndarray, bandwidth: float, least: int = 1, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Middles (S, D) of the cells, `bandwidth` wide, that hold points (N, D) of a weight of at least `least`.
 
-    Parameters
-    ----------
-    points : Tensor (N, D), floating point
-    quantile : float
-        In (0, 1].
-    weights : Tensor (N,), optional
-    queries : int
-        How many points to average over, drawn without replacement with `seed` if there are more.
+    `points` itself comes back if the bandwidth is 0 and, with a warning, if cells are no help: there are as many as
+    points, none is full enough, or none has a point within a bandwidth of its middle.
     """
-    points = _check_points(points)
-    if not 0 < quantile <= 1:
-        raise ValueError(f"`quantile` must lie in (0, 1], got {quantile!r}")
-    weights = _check_weights(weights, points)
-    points, weights = points[weights > 0], weights[weights > 0]
-    chosen = torch.arange(len(points))
-    if len(points) > queries:
-        chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(seed))[:queries]
-    chosen = chosen.to(points.device)
-    share, total = max(1.0, math.floor(float(weights.sum()) * quantile + 1e-9)), 0.0
-    for part in chosen.split(max(1, _CHUNK // len(points))):
-        distance = torch.cdist(points[part], points, compute_mode="donot_use_mm_for_euclid_dist")
-        if bool((weights == 1).all()):
-            far = distance.kthvalue(int(share), dim=1).values
-        else:
-            distance, order = distance.sort(dim=1)
-            reached = (weights[order].cumsum(1) >= share - 1e-9).int().argmax(1)
-            far = distance.gather(1, reached[:, None])[:, 0]
-        total += float((far * weights[part]).sum())
-    return total / float(weights[chosen].sum())
+    if bandwidth == 0:
+        return points
+    weights = np.ones(len(points)) if weights is None else weights
+    p, w = points[weights > 0], weights[weights > 0]
+    cells, inverse = np.unique(np.round(p / bandwidth) + 0.0, axis=0, return_inverse=True)
+    seeds = (cells[np.bincount(inverse.ravel(), w) >= least - 1e-9] * bandwidth).astype(points.dtype)
+    if 0 < len(seeds) < w.sum():
+        reached = climb_points(*map(torch.tensor, (p, w, seeds)), bandwidth, max_iterations=1)[1]
+        if (reached > 0).any():
+            return seeds
+    warnings.warn(f"cells of bandwidth={bandwidth:g} are no help as seeds, so all points are seeds", stacklevel=2)
+    return points
+
+# %% ../../nbs/02_clustering/06_points.ipynb #54a133a5
+def _check_parameters(
+    bandwidth: Any, bin_seeding: Any, min_bin_freq: Any, n_jobs: Any, labels: Any, max_iter: Any, **others: Any
+) -> None:
+    """What `mean_shift` does not check, or only after other work."""
+    check_real(bandwidth, "bandwidth", above=0, optional=True)
+    check_flag(bin_seeding, "bin_seeding")
+    check_integer(min_bin_freq, "min_bin_freq", least=1)
+    check_integer(n_jobs, "n_jobs", optional=True)
+    check_choice(labels, "labels", ("basin", "nearest"), optional=True)
+    check_integer(max_iter, "max_iter", least=1)
 
 # %% ../../nbs/02_clustering/06_points.ipynb #9c64c837
 class MeanShift(ClusterMixin, BaseEstimator):
@@ -327,83 +417,57 @@ class MeanShift(ClusterMixin, BaseEstimator):
 
     Parameters
     ----------
-    bandwidth : float, optional
-        None to estimate it with `estimate_bandwidth`.
-    kernel : {"flat", "normal"}
-    seeds : array (S, D), optional
-    bin_seeding : bool
-        Start from the occupied cells of a grid as wide as the bandwidth instead of from every point.
-    min_bin_freq : int
-        How many points (by weight) a cell needs to be a seed.
-    cluster_all, labels
-        As for `mean_shift`.
-    max_iter : int
+    bandwidth, kernel, seeds, cluster_all, max_iter
+        As for `mean_shift`; `bandwidth` None is estimated with `estimate_bandwidth`.
+    bin_seeding, min_bin_freq : bool, int
+        Start from the cells of `bin_seeds` that hold points of at least this weight.
+    n_jobs : int, optional
+        For scikit-learn's sake; the number of threads is that of PyTorch.
+    labels : {"basin", "nearest"}, optional
+        By the point's own climb or by the nearest centre; None is "nearest" if there are seeds or bins, else "basin".
 
     Attributes
     ----------
-    cluster_centers_ : array (R, D)
-    labels_ : array (N,), int64
-    bandwidth_ : float
-    n_iter_ : int
-        Steps of the longest climb.
+    cluster_centers_ (R, D), labels_ (N,) int64, bandwidth_, n_iter_: the steps of the longest climb.
     """
 
     def __init__(
-        self,
-        *,
-        bandwidth: float | None = None,
-        kernel: str = "flat",
-        seeds: Any = None,
-        bin_seeding: bool = False,
-        min_bin_freq: int = 1,
-        cluster_all: bool = True,
-        labels: str = "basin",
+        self, *, bandwidth: float | None = None, kernel: str = "flat", seeds: Any = None, bin_seeding: bool = False,
+        min_bin_freq: int = 1, cluster_all: bool = True, n_jobs: int | None = None, labels: str | None = None,
         max_iter: int = 300,
-    ):
-        self.bandwidth = bandwidth
-        self.kernel = kernel
-        self.seeds = seeds
-        self.bin_seeding = bin_seeding
-        self.min_bin_freq = min_bin_freq
-        self.cluster_all = cluster_all
-        self.labels = labels
-        self.max_iter = max_iter
+    ):  # fmt: skip
+        self.bandwidth, self.kernel, self.seeds, self.labels = bandwidth, kernel, seeds, labels
+        self.bin_seeding, self.min_bin_freq, self.cluster_all = bin_seeding, min_bin_freq, cluster_all
+        self.n_jobs, self.max_iter = n_jobs, max_iter
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MeanShift:
         """Cluster X (N, D); `sample_weight` (N,) counts points."""
+        _check_parameters(**self.get_params())
         X = validate_data(self, X, dtype=[np.float64, np.float32])
-        weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
-        points, weights = torch.tensor(X), torch.tensor(weight)
-        self.bandwidth_: float = self.bandwidth or 0.0
-        if self.bandwidth is None:
-            self.bandwidth_ = estimate_bandwidth(points, weights=weights) or float(np.finfo(X.dtype).tiny) ** 0.25
-        seeds = None if self.seeds is None else torch.tensor(np.asarray(self.seeds, dtype=X.dtype))
+        weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True).astype(X.dtype, copy=False)
+        points, self._points, self._weights = _check_points(X, "X"), X[weight > 0], weight[weight > 0]
+        h = self.bandwidth or estimate_bandwidth(points, weights=weight)
+        seeds = self.seeds
         if seeds is None and self.bin_seeding:
-            seeds = self._bins(X, weight)
-        result = mean_shift(
-            points, self.bandwidth_, self.kernel, weights, seeds,
-            labels=self.labels, cluster_all=self.cluster_all, max_iterations=self.max_iter,
-        )  # fmt: skip
-        self.cluster_centers_, self.labels_ = result.centres.numpy(), result.labels.numpy()
+            bins = bin_seeds(X, h, self.min_bin_freq, weight)
+            seeds = None if bins is X else bins
+        self._basins = (self.labels or ("nearest" if self.bin_seeding or seeds is not None else "basin")) == "basin"
+        own = self._basins and seeds is None  # the points' own climbs are made anyway
+        result = mean_shift(points, h or None, self.kernel, weight, seeds, labels="basin" if own else "nearest",
+                            cluster_all=self.cluster_all, max_iterations=self.max_iter)  # fmt: skip
+        self.cluster_centers_, self.bandwidth_ = result.centres.numpy(), result.bandwidth
         self.n_iter_ = int(result.iterations.max())
-        self._points, self._weights = X[weight > 0], weight[weight > 0]
+        self.labels_ = self._assign(points) if self._basins and not own else result.labels.numpy()
         return self
 
-    def _bins(self, X: np.ndarray, weight: np.ndarray) -> Tensor | None:
-        cells, inverse = np.unique(np.round(X[weight > 0] / self.bandwidth_), axis=0, return_inverse=True)
-        full = np.bincount(inverse.ravel(), weight[weight > 0]) >= self.min_bin_freq
-        return torch.tensor(cells[full] * self.bandwidth_, dtype=torch.tensor(X[:0]).dtype) if full.any() else None
-
     def predict(self, X: Any) -> np.ndarray:
-        """The cluster of each row of X (N, D): by its climb over the fitted points, or by the nearest centre."""
+        """The cluster of each row of X (N, D), as for the fitted points."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        centres = torch.tensor(self.cluster_centers_).double()
-        queries = torch.tensor(X).double()
-        if self.labels == "nearest" or self.seeds is not None or self.bin_seeding:
-            return _nearest(queries, centres)[1].numpy()
-        ends, *_ = _climb(
-            torch.tensor(self._points).double(), torch.tensor(self._weights).double(), queries, self.bandwidth_,
-            self.kernel, 1e-3, self.max_iter, "auto",
-        )  # fmt: skip
-        return _basin(ends, centres, self.bandwidth_).numpy()
+        return self._assign(_check_points(X.astype(self.cluster_centers_.dtype), "X"))
+
+    def _assign(self, points: Tensor) -> np.ndarray:
+        fitted, ends = map(torch.tensor, (self._points, self._weights)), None
+        if self._basins:
+            ends = climb_points(*fitted, points, self.bandwidth_, self.kernel, max_iterations=self.max_iter)[0]
+        return _labels(points, torch.tensor(self.cluster_centers_), self.bandwidth_, self.cluster_all, ends).numpy()

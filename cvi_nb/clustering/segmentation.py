@@ -16,7 +16,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from .filtering import _climb, _domain, _positive
+from .filtering import Domain, climb, joint_domain
+from ..validation import check_flag, check_integer, check_options, check_real
+
+_DOMAIN_OPTIONS = ("colour", "features", "feature_bandwidth", "mask")
 
 # %% auto #0
 __all__ = ['segment', 'RegionGraph', 'region_graph', 'Hierarchy', 'hierarchy']
@@ -27,7 +30,7 @@ def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)  # SciPy's are int32
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #4cb15a8e
 def _renumber(labels: np.ndarray) -> np.ndarray:
     """Number labels from 0 in the order of their first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
@@ -35,17 +38,17 @@ def _renumber(labels: np.ndarray) -> np.ndarray:
     rank[np.argsort(first)] = np.arange(len(first))
     return rank[inverse]
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #0eb39dbe
 def _neighbours(valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of valid four-neighbours, as numbers of valid pixels in raster order."""
-    pixel = np.full(valid.shape, -1)
+    pixel = np.full(valid.shape, -1, dtype=np.int64)
     pixel[valid] = np.arange(valid.sum())
     a = np.concatenate([pixel[:, :-1].ravel(), pixel[:-1].ravel()])
     b = np.concatenate([pixel[:, 1:].ravel(), pixel[1:].ravel()])
     both = (a >= 0) & (b >= 0)
     return a[both], b[both]
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #28ec98d8
 def _region_pairs(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of neighbouring regions (low, high) and how many pixel pairs they share."""
     labels = labels.astype(np.int64, copy=False)  # a pair's key is a number up to the square of the regions' count
@@ -54,13 +57,14 @@ def _region_pairs(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.
     pairs, shared = np.unique((low * count + high)[low != high], return_counts=True)
     return pairs // count, pairs % count, shared
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #187850ce
 def _region_means(labels: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas (R,) and mean values (R, C) of regions."""
+    """Areas (R,) and mean values (R, C) of regions, from labels (N,) and values (N, C)."""
     area = np.bincount(labels)
-    return area, np.stack([np.bincount(labels, v) for v in values.T], 1) / area[:, None]
+    sums = [np.bincount(labels, v, minlength=len(area)) for v in values.T]
+    return area, np.stack(sums, 1) / area[:, None] if sums else np.zeros((len(area), 0))
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #d4741f7d
 def _nearest(low: np.ndarray, high: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each region that has a neighbour, and the nearest of its neighbours (ties: the lower number)."""
     source, target = np.concatenate([low, high]), np.concatenate([high, low])
@@ -88,7 +92,7 @@ def _close_and_prune(
                 return labels
         labels = _components(len(area), low_, high_)[labels]
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #53ba87a9
 def _regions(
     modes: np.ndarray, valid: np.ndarray, merge: float, min_size: int, start: np.ndarray | None = None
 ) -> np.ndarray:
@@ -103,57 +107,37 @@ def _regions(
         labels = _components(len(values), a[close], b[close])
     else:
         labels = start[valid]
-    partition = np.full(valid.shape, -1)
+    partition = np.full(valid.shape, -1, dtype=np.int64)
     if len(values):
         partition[valid] = _renumber(_close_and_prune(labels, values, a, b, merge, min_size))
     return partition
 
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #d7299803
-def _bandwidths(range_bandwidth: Any) -> list[float]:
+def _bandwidths(range_bandwidth: Any) -> tuple[float, ...]:
     given = list(range_bandwidth) if isinstance(range_bandwidth, Sequence) else [range_bandwidth]
     if not given:
         raise ValueError("`range_bandwidth` must be a number or several, got an empty sequence")
-    return [_positive(value, "range_bandwidth") for value in given]
+    return tuple(check_real(value, "range_bandwidth", above=0) for value in given)
 
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #335a5552
+def _level(domain: Domain, modes: Tensor, merge: float, min_size: int, start: Tensor | None) -> Tensor:
+    """Labels (B, H, W) from modes (B, 2 + C, H, W); `start` is a finer partition to begin with."""
+    scaled, valid = (modes[:, 2:] / domain.bandwidths[:, None, None]).cpu().numpy(), domain.valid.cpu().numpy()
+    starts = [None] * len(valid) if start is None else start.cpu().numpy()
+    parts = [_regions(m, v, merge, min_size, s) for m, v, s in zip(scaled, valid, starts, strict=True)]
+    labels = np.stack(parts) if parts else np.zeros(valid.shape, dtype=np.int64)
+    return torch.from_numpy(labels).to(modes.device)
 
-def _levels(images, bandwidths, min_size, merge, nested, spatial_bandwidth, options):
-    """Labels (B, H, W) and modes (B, 2 + C, H, W) for each range bandwidth."""
-    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 0:
-        raise ValueError(f"`min_size` must be a whole number of at least 0, got {min_size!r}")
-    merge = _positive(merge, "merge", allow_zero=True)
-    keys = ("colour", "features", "feature_bandwidth", "mask")
-    domain_options = {key: options.pop(key) for key in keys}
-    levels: list[tuple[Tensor, Tensor]] = []
-    for bandwidth in bandwidths:
-        domain = _domain(images, bandwidth, **domain_options)
-        modes, _, _ = _climb(domain, spatial_bandwidth, **options)
-        scaled = (modes[:, 2:] / domain.bandwidths[:, None, None]).cpu().numpy()
-        start = levels[-1][0].cpu().numpy() if nested and levels else [None] * len(scaled)
-        valid = domain.valid.cpu().numpy()
-        parts = [_regions(m, v, merge, min_size, s) for m, v, s in zip(scaled, valid, start, strict=True)]
-        labels = torch.from_numpy(np.stack(parts) if parts else np.zeros(valid.shape, dtype=np.int64))
-        levels.append((labels.long().to(images.device), modes))
-    return levels
-
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #e2fb1a8e
 def segment(
     images: Tensor,
     spatial_bandwidth: float = 8,
     range_bandwidth: float | Sequence[float] = 7,
     min_size: int = 30,
     *,
-    colour: str | None = "luv",
-    features: Tensor | None = None,
-    feature_bandwidth: float | Sequence[float] = 1.0,
-    mask: Tensor | None = None,
-    window: str = "product",
-    kernel: str = "flat",
     merge: float = 0.5,
     nested: bool = False,
-    tolerance: float = 1e-3,
-    max_iterations: int = 300,
-    batch_size: int = 16,
-    backend: str = "auto",
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Partition images into connected regions by mean shift (Comaniciu & Meer 2002, §4.2).
 
@@ -171,8 +155,9 @@ def segment(
         Neighbours whose modes are at most this many range bandwidths apart are one region.
     nested : bool
         With several range bandwidths: each partition is a coarsening of the one before, see `hierarchy`.
-    colour, features, feature_bandwidth, mask, window, kernel, tolerance, max_iterations, batch_size, backend
-        As for `mean_shift_filter`.
+    **options
+        `colour`, `features`, `feature_bandwidth`, `mask`, `window`, `kernel`, `tolerance`, `max_iterations`,
+        `batch_size`, `backend`, as for `mean_shift_filter`.
 
     Returns
     -------
@@ -187,16 +172,20 @@ def segment(
     TypeError, ValueError
         An argument is not as above; the message names it.
     """
-    levels = _levels(
-        images, _bandwidths(range_bandwidth), min_size, merge, nested, spatial_bandwidth,
-        dict(
-            colour=colour, features=features, feature_bandwidth=feature_bandwidth, mask=mask, window=window,
-            kernel=kernel, tolerance=tolerance, max_iterations=max_iterations, batch_size=batch_size, backend=backend,
-        ),
-    )  # fmt: skip
+    bandwidths = _bandwidths(range_bandwidth)
+    min_size, merge = check_integer(min_size, "min_size", least=0), check_real(merge, "merge", least=0)
+    check_flag(nested, "nested")
+    of_domain = {key: options.pop(key) for key in _DOMAIN_OPTIONS if key in options}
+    check_options(options, climb, "segment")
+    labels: list[Tensor] = []
+    modes: list[Tensor] = []
+    for bandwidth in bandwidths:
+        domain = joint_domain(images, bandwidth, **of_domain)
+        modes.append(climb(domain, spatial_bandwidth, **options)[0])
+        labels.append(_level(domain, modes[-1], merge, min_size, labels[-1] if nested and labels else None))
     if not isinstance(range_bandwidth, Sequence):
-        return levels[0]
-    return torch.stack([labels for labels, _ in levels]), torch.stack([modes for _, modes in levels])
+        return labels[0], modes[0]
+    return torch.stack(labels), torch.stack(modes)
 
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #bcd483ec
 @dataclass(frozen=True)
@@ -223,9 +212,11 @@ class RegionGraph:
     mean: Tensor
     distance: Tensor
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #3f9256f6
 def region_graph(labels: Tensor, values: Tensor | None = None) -> RegionGraph:
     """The graph of neighbouring regions of one partition (H, W), with `values` (C, H, W) averaged over each region.
+
+    Negative labels are no region.
 
     Raises
     ------
@@ -237,15 +228,14 @@ def region_graph(labels: Tensor, values: Tensor | None = None) -> RegionGraph:
         raise ValueError(f"`labels` must be an int64 tensor of shape (H, W), got {found}")
     if values is None:
         values = torch.zeros(0, *labels.shape)
-    if values.ndim != 3 or values.shape[1:] != labels.shape:
-        raise ValueError(f"`values` must have shape {('C', *labels.shape)}, got {tuple(values.shape)}")
+    if not isinstance(values, Tensor) or values.ndim != 3 or values.shape[1:] != labels.shape:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"`values` must be a tensor of shape {('C', *labels.shape)}, got {found}")
     partition = labels.cpu().numpy()
     valid = partition >= 0
-    flat = values[:, torch.from_numpy(valid).to(values.device)].T.double().cpu().numpy()
+    flat = values.detach()[:, torch.from_numpy(valid).to(values.device)].T.double().cpu().numpy()
     low, high, border = _region_pairs(partition[valid], *_neighbours(valid))
-    area = np.bincount(partition[valid])
-    sums = [np.bincount(partition[valid], v, minlength=len(area)) for v in flat.T]
-    mean = np.stack(sums, 1) / area[:, None] if sums else np.zeros((len(area), 0))
+    area, mean = _region_means(partition[valid], flat)
     distance = np.linalg.norm(mean[low] - mean[high], axis=1)
     tensors = (np.stack([low, high], 1), border, area, mean, distance)
     return RegionGraph(*(torch.from_numpy(t).to(labels.device) for t in tensors))
@@ -267,7 +257,7 @@ class Hierarchy:
     range_bandwidths: tuple[float, ...]
     parents: tuple[tuple[Tensor, ...], ...]
 
-
+# %% ../../nbs/02_clustering/05_segmentation.ipynb #fb17f67d
 def hierarchy(
     images: Tensor,
     spatial_bandwidth: float = 8,
@@ -294,4 +284,4 @@ def hierarchy(
             parent_of[child[child >= 0]] = parent[child >= 0]
             level.append(parent_of)
         parents.append(tuple(level))
-    return Hierarchy(labels, tuple(bandwidths), tuple(parents))
+    return Hierarchy(labels, bandwidths, tuple(parents))
