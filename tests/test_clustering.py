@@ -349,9 +349,16 @@ def test_masked_pixels_separate_regions():
         ({"spatial_bandwidth": 0}, ValueError, "spatial_bandwidth"),
         ({"range_bandwidth": -3}, ValueError, "range_bandwidth"),
         ({"range_bandwidth": ()}, ValueError, "range_bandwidth"),
-        ({"range_bandwidth": float("nan")}, TypeError, "range_bandwidth"),
+        ({"range_bandwidth": float("nan")}, ValueError, "range_bandwidth"),
+        ({"range_bandwidth": float("inf")}, ValueError, "range_bandwidth"),
+        ({"range_bandwidth": True}, TypeError, "range_bandwidth"),
+        ({"images": torch.ones(1, 3, 8, 8), "range_bandwidth": 1e-11}, ValueError, "range_bandwidth"),
+        ({"features": torch.full((1, 2, 8, 8), 1e15)}, ValueError, "feature_bandwidth"),
         ({"min_size": -1}, ValueError, "min_size"),
-        ({"min_size": 2.5}, ValueError, "min_size"),
+        ({"min_size": 2.5}, TypeError, "min_size"),
+        ({"merge": -0.1}, ValueError, "merge"),
+        ({"nested": 1}, TypeError, "nested"),
+        ({"max_iteration": 5}, TypeError, "did you mean `max_iterations`"),
         ({"colour": "hsv"}, ValueError, "colour"),
         ({"colour": None}, ValueError, "features"),
         ({"window": "square"}, ValueError, "window"),
@@ -377,6 +384,25 @@ def test_double_precision_is_kept(photos):
     assert result.modes.dtype == torch.float64
     error = scaled(result.modes[0], 4, 7) - truth(photos[0, :, :20, :20], 4, 7)
     assert np.abs(error).max() < 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(photos, dtype):
+    images = photos[:1, :, :20, :20].to(dtype)
+    for result, expected in (
+        (mean_shift_filter(images, 4, 7), mean_shift_filter(images.float(), 4, 7)),
+        (mean_shift_filter(images, 4, 7, features=images), mean_shift_filter(images.float(), 4, 7, features=images)),
+    ):
+        assert result.images.dtype == result.modes.dtype == torch.float32
+        assert torch.equal(result.images, expected.images) and torch.equal(result.modes, expected.modes)
+    assert torch.equal(segment(images, 4, 7)[0], segment(images.float(), 4, 7)[0])
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(photos):
+    expected = segment(photos[:1], 4, (7.0, 9.0), 20)[0]
+    scalars = (np.float32(4), (torch.tensor(7), np.int64(9)), np.int32(20))
+    assert torch.equal(segment(photos[:1], *scalars)[0], expected)
+    assert torch.equal(segment(photos[:1], float("inf"), 7.0)[0], segment(photos[:1], 1e6, 7.0)[0])
 
 
 @pytest.mark.parametrize("space, peer", [("luv", color.rgb2luv), ("lab", color.rgb2lab)])

@@ -1,6 +1,7 @@
 """Mean shift on points: against scikit-learn and the definition, and the estimator's contract."""
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -9,13 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.datasets import load_iris
-from sklearn.utils.estimator_checks import check_estimator
+from sklearn.datasets import load_breast_cancer, load_iris
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cvi_nb.clustering import MeanShift, estimate_bandwidth, mean_shift
 from cvi_nb.clustering.compiled import PointCloud, PointTree, has_compiled
 
 BACKENDS = ["portable", pytest.param("compiled", marks=pytest.mark.skipif(not has_compiled(), reason="not built"))]
+
+BINS = {"bin_seeding": True}
+OPTIONS = [{}, BINS, BINS | {"labels": "basin"}, BINS | {"cluster_all": False}]
 
 
 def blobs(dimensions, count, spread, seed=0):
@@ -146,9 +151,148 @@ def test_bin_seeding_finds_the_centres():
     assert np.array_equal(ours.labels_, peer.labels_)
 
 
-@pytest.mark.parametrize("estimator", [MeanShift(), MeanShift(kernel="normal"), MeanShift(labels="nearest")])
-def test_scikit_learns_contract(estimator):
-    check_estimator(estimator, on_skip=None)
+@parametrize_with_checks([
+    MeanShift(), MeanShift(kernel="normal"), MeanShift(labels="nearest"), MeanShift(bin_seeding=True),
+    MeanShift(bin_seeding=True, labels="basin"), MeanShift(bin_seeding=True, min_bin_freq=2),
+    MeanShift(cluster_all=False),
+])  # fmt: skip
+def test_scikit_learns_contract(estimator, check):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "cells of bandwidth")
+        check(estimator)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 9999), apart=st.floats(5, 9), h=st.floats(2.0, 3.0), options=st.sampled_from(OPTIONS))
+def test_two_blobs_are_two_and_predicted_as_labelled(seed, apart, h, options):
+    X = np.random.default_rng(seed).normal(size=(100, 2)) + np.repeat([[0, 0], [apart, 0]], 50, axis=0)
+    fitted = MeanShift(bandwidth=h, **options).fit(X)
+    assert np.array_equal(fitted.predict(X), fitted.labels_)
+    distance = np.linalg.norm(X[:, None] - fitted.cluster_centers_, axis=2)
+    if fitted.labels_.min() >= 0 and options.get("labels") != "basin" and options:
+        assert np.array_equal(fitted.labels_, distance.argmin(1))
+    elif fitted.labels_.min() >= 0:  # by basins: as without bins
+        plain = MeanShift(bandwidth=h).fit(X)
+        assert fitted.cluster_centers_.shape != plain.cluster_centers_.shape or np.array_equal(
+            fitted.labels_, plain.labels_
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{"kernel": "normal"}, {"bandwidth": 1.1}, {"bandwidth": 1, "cluster_all": False}])
+def test_predictions_are_labels_in_either_precision(dtype, options):
+    X = blobs(3, 400, 2.5).astype(dtype)
+    fitted = MeanShift(**options).fit(X)
+    assert np.array_equal(fitted.predict(X), fitted.labels_)
+    assert fitted.cluster_centers_.dtype == dtype
+
+
+def test_bins_of_two_blobs():
+    X = np.random.default_rng(3).normal(size=(100, 2)) + np.repeat([[0, 0], [7, 0]], 50, axis=0)
+    for labels in (None, "basin", "nearest"):
+        found = MeanShift(bandwidth=2.5, bin_seeding=True, labels=labels).fit(X).labels_
+        assert sorted(np.bincount(found)) == [50, 50]
+
+
+@pytest.mark.parametrize("dimensions", [8, 14, 20])
+def test_useless_bins_give_way_to_the_points(dimensions):
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(size=(50, dimensions)), rng.normal(size=(50, dimensions)) + 1])
+    with pytest.warns(UserWarning, match="cells of bandwidth=0.65"):
+        ours = MeanShift(bandwidth=0.65, bin_seeding=True).fit(X)
+    with pytest.warns(UserWarning, match="Binning data failed"):
+        peer = sklearn.cluster.MeanShift(bandwidth=0.65, bin_seeding=True).fit(X)
+    assert len(ours.cluster_centers_) == len(peer.cluster_centers_) == 100
+    assert np.array_equal(ours.labels_, peer.labels_)
+
+
+def test_useless_bins_of_real_data():
+    X = StandardScaler().fit_transform(load_breast_cancer().data)[:150]
+    with pytest.warns(UserWarning, match="cells of bandwidth=1 "):
+        assert len(MeanShift(bandwidth=1, bin_seeding=True).fit(X).cluster_centers_) == 150
+    with pytest.warns(UserWarning, match="cells of bandwidth=2 "):  # no cell holds a thousand points
+        assert len(MeanShift(bandwidth=2, bin_seeding=True, min_bin_freq=1000).fit(X).cluster_centers_) > 100
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("values", [[1, 1, 1, 2, 2, 2, 3, 3], [0] * 6 + [1e-12] * 5, [1e9] * 5 + [1e9 + 512] * 4])
+@pytest.mark.parametrize("options", [{}, {"bin_seeding": True}, {"kernel": "normal"}, {"labels": "nearest"}])
+def test_an_estimate_of_zero_makes_each_distinct_point_a_cluster(dtype, values, options):
+    X = np.array(values, dtype=dtype)[:, None]
+    fitted = MeanShift(**options).fit(X)
+    assert fitted.bandwidth_ == 0 == estimate_bandwidth(X)
+    assert np.array_equal(fitted.cluster_centers_[fitted.labels_], X)
+    assert len(fitted.cluster_centers_) == len(np.unique(X))
+    assert np.array_equal(fitted.predict(X), fitted.labels_)
+    kernel = options.get("kernel", "flat")
+    assert np.array_equal(mean_shift(X, kernel=kernel).labels.numpy(), fitted.labels_)
+
+
+def test_arrays_lists_and_jobs_as_in_scikit_learn():
+    X = load_iris().data
+    a, b = (
+        mean_shift(X, 1.0, weights=np.ones(150), seeds=X[::3]),
+        mean_shift(torch.from_numpy(X), 1.0, weights=torch.ones(150), seeds=torch.from_numpy(X[::3])),
+    )
+    assert torch.equal(a.centres, b.centres) and torch.equal(a.labels, b.labels)
+    assert torch.equal(mean_shift(X.tolist(), 1.0).labels, mean_shift(X, 1.0).labels)
+    assert mean_shift([[1, 1], [2, 1], [1, 0], [4, 7], [3, 5], [3, 6]], 2).labels.tolist() == [1, 1, 1, 0, 0, 0]
+    assert estimate_bandwidth(X) == estimate_bandwidth(torch.from_numpy(X))
+    assert np.array_equal(MeanShift(n_jobs=2).fit(X).labels_, MeanShift().fit(X).labels_)
+    read_only = X.copy()
+    read_only.flags.writeable = False
+    assert torch.equal(mean_shift(read_only, 1.0).labels, a.labels) and np.array_equal(read_only, X)
+
+
+def test_half_precision_is_computed_in_single():
+    X = torch.from_numpy(blobs(2, 200, 6.0)).half()
+    for dtype in (torch.float16, torch.bfloat16):
+        found, expected = mean_shift(X.to(dtype), 2.0), mean_shift(X.to(dtype).float(), 2.0)
+        assert found.centres.dtype == torch.float32
+        assert torch.equal(found.centres, expected.centres) and torch.equal(found.labels, expected.labels)
+    found = MeanShift(bandwidth=2.0).fit(X.numpy())
+    assert np.array_equal(found.predict(X.numpy()), found.labels_)
+
+
+@pytest.mark.skipif(not has_compiled(), reason="not built")
+@pytest.mark.parametrize("count", [8, 9, 13, 65])
+@pytest.mark.parametrize("unit", [1.0, 1e25, 1e-25, 1e140, 1e299])
+def test_no_window_holds_what_fills_up_the_last_block(count, unit):
+    """Squares overflow in single precision beyond 1e19, coordinates beyond 1e38, squares in double beyond 1e154."""
+    X = np.random.default_rng(0).normal(size=(count, 20))
+    expected, mass, _, _ = PointCloud(X, np.ones(count)).climb(X, 5.5, 5e-3, 300)
+    got, weight, _, _ = PointCloud(X * unit, np.ones(count)).climb(X * unit, 5.5 * unit, 5e-3 * unit, 300)
+    assert (mass == weight).all() and (weight <= count).all()
+    assert np.abs(got / unit - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype, unit", [(torch.float32, 1e16), (torch.float64, 1e149)])
+def test_large_numbers_are_right_or_refused(backend, dtype, unit):
+    X = torch.from_numpy(blobs(20, 90, 4.0)).to(dtype)
+    small, large = (mean_shift(X * scale, 5.5 * scale, backend=backend) for scale in (1.0, unit))
+    assert torch.equal(small.labels, large.labels)
+    assert estimate_bandwidth(X * unit) == pytest.approx(estimate_bandwidth(X) * unit, rel=1e-5)
+    for function in (mean_shift, estimate_bandwidth):
+        with pytest.raises(ValueError, match="`points` must be within"):
+            function(X * unit * 1e4)
+    with pytest.raises(ValueError, match="`bandwidth`"):
+        mean_shift(X, unit * 1e4)
+    with pytest.raises(ValueError, match="`X` must be within"):
+        MeanShift().fit((X * unit * 1e4).numpy())
+
+
+@pytest.mark.parametrize("change, error, name", [
+    ({"bandwidth": 0}, ValueError, "bandwidth"), ({"bandwidth": "wide"}, TypeError, "bandwidth"),
+    ({"bin_seeding": 1}, TypeError, "bin_seeding"), ({"min_bin_freq": 0}, ValueError, "min_bin_freq"),
+    ({"n_jobs": 1.5}, TypeError, "n_jobs"), ({"labels": "far"}, ValueError, "labels"),
+    ({"max_iter": 0}, ValueError, "max_iter"), ({"kernel": "box"}, ValueError, "kernel"),
+    ({"cluster_all": None}, TypeError, "cluster_all"), ({"seeds": [[0.0]]}, ValueError, "seeds"),
+    ({"seeds": [[99.0] * 4], "bandwidth": 1}, ValueError, "No point was within bandwidth=1"),
+])  # fmt: skip
+def test_bad_parameters_of_the_estimator_are_refused_by_name(change, error, name):
+    with pytest.raises(error, match=name):
+        MeanShift(**change).fit(load_iris().data)
 
 
 def test_odd_points():
@@ -173,6 +317,14 @@ def test_odd_points():
         ({"kernel": "box"}, ValueError, "kernel"),
         ({"labels": "hard"}, ValueError, "labels"),
         ({"backend": "cuda"}, ValueError, "backend"),
+        ({"points": [["a"]]}, TypeError, "points"),
+        ({"points": "abc"}, TypeError, "points"),
+        ({"points": np.zeros((3, 2), dtype=bool)}, TypeError, "points"),
+        ({"bandwidth": float("nan")}, ValueError, "bandwidth"),
+        ({"bandwidth": True}, TypeError, "bandwidth"),
+        ({"tolerance": -1}, ValueError, "tolerance"),
+        ({"max_iteration": 3}, TypeError, "did you mean `max_iterations`"),
+        ({"weights": "abc"}, TypeError, "weights"),
         ({"weights": torch.ones(2)}, ValueError, "weights"),
         ({"weights": -torch.ones(3)}, ValueError, "weights"),
         ({"weights": torch.zeros(3)}, ValueError, "weights"),

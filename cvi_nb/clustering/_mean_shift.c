@@ -393,11 +393,12 @@ INLINE void follow(const struct cloud *p, double radius, const int many, const i
             stop = p->padded;
         } while (d < stop && any(near));
         for (int g = 0; g < many; g++) doubt |= (d2[g] <= maybe) ^ (d2[g] <= surely);
+        const int real = p->points - first < LANES ? (1 << (p->points - first)) - 1 : 255;
         const int careful = any(doubt);
         for (int g = 0; g < many; g++) {
-            int now = bits(d2[g] <= maybe);
+            int now = bits(d2[g] <= maybe) & real;
             if (careful) {
-                const int sure = bits(d2[g] <= surely);
+                const int sure = bits(d2[g] <= surely) & real;
                 now = sure | decide_points(p, w->at + (int64_t)which[g] * p->padded, radius2, first, now & ~sure);
             }
             fresh[g * w->words + b / 8] |= (uint64_t)now << 8 * (b % 8);

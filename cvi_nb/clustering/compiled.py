@@ -178,7 +178,9 @@ def _blocks(
     points: np.ndarray, weights: np.ndarray, leaves: list[tuple[int, int]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Blocks of points (·, D, 4) and of weights (·, 4), and each leaf's range of blocks (leaves, 2) int32."""
-    blocks, lanes, ranges = [], [], np.zeros((len(leaves), 2), dtype=np.int32)
+    blocks: list[np.ndarray] = []
+    lanes: list[np.ndarray] = []
+    ranges = np.zeros((len(leaves), 2), dtype=np.int32)
     for i, (first, last) in enumerate(leaves):
         pad = (first - last) % 4
         part = np.concatenate([points[first:last], np.full((pad, points.shape[1]), 1e150)])
@@ -240,8 +242,8 @@ class PointTree:
         def run(first: int, last: int, *results: object) -> None:
             library.cvi_climb_tree(*tree, *shape, radius, tolerance, max_iterations, first, last, *results)
 
-        ends, *rest = _climb_all(run, self.frame.enter(seeds), self.frame)
-        return self.frame.leave(ends), *rest
+        ends, mass, iterations, moved = _climb_all(run, self.frame.enter(seeds), self.frame)
+        return self.frame.leave(ends), mass, iterations, moved
 
 # %% ../../nbs/02_clustering/02_compiled.ipynb #7d991a14
 class PointCloud:

@@ -146,10 +146,10 @@ def _climb_compiled(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `_climb_portable`, with flat weights."""
     p, w, s = (t.double().numpy() for t in (points, weights, seeds))
-    tree: PointTree | PointCloud = PointTree(p, w)
-    if tree.crossed(s, bandwidth) > 0.25 and np.ptp(p, axis=0).max() < 1e15 * bandwidth:
-        tree = PointCloud(p, w, tree.order)
-    climbs = tree.climb(s, bandwidth, tolerance * bandwidth, max_iterations)
+    tree = PointTree(p, w)
+    many = tree.crossed(s, bandwidth) > 0.25 and np.ptp(p, axis=0).max() < 1e15 * bandwidth
+    kept = PointCloud(p, w, tree.order) if many else tree
+    climbs = kept.climb(s, bandwidth, tolerance * bandwidth, max_iterations)
     ends, mass, iterations, moved = map(torch.from_numpy, climbs)
     return ends.to(points), mass.to(points), iterations.long(), moved.to(points)
 
@@ -378,9 +378,7 @@ def mean_shift(
     return PointClusters(centres, found, ends, mass, iterations, shift, shift <= options.get("tolerance", 1e-3), h)
 
 # %% ../../nbs/02_clustering/06_points.ipynb #d1059cb3
-def bin_seeds(
-    points: np.ndarray, bandwidth: float, least: int = 1, weights: np.ndarray | None = None
-) -> np.ndarray:
+def bin_seeds(points: np.ndarray, bandwidth: float, least: int = 1, weights: np.ndarray | None = None) -> np.ndarray:
     """Middles (S, D) of the cells, `bandwidth` wide, that hold points (N, D) of a weight of at least `least`.
 
     `points` itself comes back if the bandwidth is 0 and, with a warning, if cells are no help: there are as many as
@@ -393,7 +391,7 @@ def bin_seeds(
     cells, inverse = np.unique(np.round(p / bandwidth) + 0.0, axis=0, return_inverse=True)
     seeds = (cells[np.bincount(inverse.ravel(), w) >= least - 1e-9] * bandwidth).astype(points.dtype)
     if 0 < len(seeds) < w.sum():
-        reached = climb_points(*map(torch.tensor, (p, w, seeds)), bandwidth, max_iterations=1)[1]
+        reached = climb_points(torch.tensor(p), torch.tensor(w), torch.tensor(seeds), bandwidth, max_iterations=1)[1]
         if (reached > 0).any():
             return seeds
     warnings.warn(f"cells of bandwidth={bandwidth:g} are no help as seeds, so all points are seeds", stacklevel=2)
@@ -447,10 +445,8 @@ class MeanShift(ClusterMixin, BaseEstimator):
         weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True).astype(X.dtype, copy=False)
         points, self._points, self._weights = _check_points(X, "X"), X[weight > 0], weight[weight > 0]
         h = self.bandwidth or estimate_bandwidth(points, weights=weight)
-        seeds = self.seeds
-        if seeds is None and self.bin_seeding:
-            bins = bin_seeds(X, h, self.min_bin_freq, weight)
-            seeds = None if bins is X else bins
+        seeds = bin_seeds(X, h, self.min_bin_freq, weight) if self.bin_seeding and self.seeds is None else self.seeds
+        seeds = None if seeds is X else seeds  # the points, where bins are no help
         self._basins = (self.labels or ("nearest" if self.bin_seeding or seeds is not None else "basin")) == "basin"
         own = self._basins and seeds is None  # the points' own climbs are made anyway
         result = mean_shift(points, h or None, self.kernel, weight, seeds, labels="basin" if own else "nearest",
@@ -467,7 +463,6 @@ class MeanShift(ClusterMixin, BaseEstimator):
         return self._assign(_check_points(X.astype(self.cluster_centers_.dtype), "X"))
 
     def _assign(self, points: Tensor) -> np.ndarray:
-        fitted, ends = map(torch.tensor, (self._points, self._weights)), None
-        if self._basins:
-            ends = climb_points(*fitted, points, self.bandwidth_, self.kernel, max_iterations=self.max_iter)[0]
-        return _labels(points, torch.tensor(self.cluster_centers_), self.bandwidth_, self.cluster_all, ends).numpy()
+        p, w, centres, h = *map(torch.tensor, (self._points, self._weights, self.cluster_centers_)), self.bandwidth_
+        ends = climb_points(p, w, points, h, self.kernel, max_iterations=self.max_iter)[0] if self._basins else None
+        return _labels(points, centres, h, self.cluster_all, ends).numpy()

@@ -229,8 +229,8 @@ def region_graph(labels: Tensor, values: Tensor | None = None) -> RegionGraph:
     if values is None:
         values = torch.zeros(0, *labels.shape)
     if not isinstance(values, Tensor) or values.ndim != 3 or values.shape[1:] != labels.shape:
-        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"`values` must be a tensor of shape {('C', *labels.shape)}, got {found}")
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"`values` must be a tensor of shape {('C', *labels.shape)}, got {got}")
     partition = labels.cpu().numpy()
     valid = partition >= 0
     flat = values.detach()[:, torch.from_numpy(valid).to(values.device)].T.double().cpu().numpy()
