@@ -348,10 +348,7 @@ def mean_shift(
     **options
         `tolerance`, `max_iterations`, `backend`, as for `climb_points`.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An argument is not as above, or no point lies within a bandwidth of any seed.
+    Raises `TypeError` or `ValueError` if an argument is not as above, or no point is within a bandwidth of any seed.
     """
     points = _check_points(points)
     weights = _check_weights(weights, points)
