@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from cvi_nb import attack
-from cvi_nb.attack.core import ZeroGradientWarning, norms
+from cvi_nb.attack import ATTACKS, ZeroGradientWarning, norms
 from cvi_nb.data import load_digits
 from cvi_nb.models import Classifier, load_classifier
 
 SMALL = {  # few steps: these tests are about promises, not about strength
     "fgsm": {"eps": 0.25},
     "targeted_gradient_sign": {"eps": 0.3},
-    "bim": {"eps": 0.25, "alpha": 0.05, "steps": 8},
-    "iterative_least_likely": {"eps": 0.35, "alpha": 0.05, "steps": 15},
+    "bim": {"eps": 0.25, "step_size": 0.05, "steps": 8},
+    "iterative_least_likely": {"eps": 0.35, "step_size": 0.05, "steps": 15},
     "pgd": {"eps": 0.25, "steps": 8},
     "mi_fgsm": {"eps": 0.25, "steps": 8},
     "apgd": {"eps": 0.25, "steps": 10},
@@ -31,10 +31,10 @@ SMALL = {  # few steps: these tests are about promises, not about strength
     "minimum_norm": {"steps": 30},
     "carlini_wagner": {"steps": 30, "search_steps": 3},
 }
-TARGETED_ONLY = {"targeted_gradient_sign", "iterative_least_likely"}
-IN_A_BALL = [name for name, options in SMALL.items() if "eps" in options]
-NO_GRADIENT = {"square"}
-ALL = sorted(SMALL)
+TARGETED_ONLY = {name for name, found in ATTACKS.items() if found.target is not None}
+IN_A_BALL = [*(name for name, found in ATTACKS.items() if found.ball), "ensemble"]
+NO_GRADIENT = {name for name, found in ATTACKS.items() if not found.gradient}
+ALL = sorted({*ATTACKS, "ensemble"})
 
 
 def run(name, model, images, labels, **options):

@@ -6,11 +6,26 @@ import warnings
 import pytest
 import torch
 
-from cvi_nb.attack.auto import apgd, apgd_targeted, checkpoints
-from cvi_nb.attack.ball import bim, fgsm, iterative_least_likely, kurakin_steps, mi_fgsm, pgd, targeted_gradient_sign
-from cvi_nb.attack.core import Run, ZeroGradientWarning, norms, project, steepest
-from cvi_nb.attack.ensemble import ensemble, standard_attacks
-from cvi_nb.attack.square import square
+from cvi_nb.attack import (
+    Run,
+    ZeroGradientWarning,
+    apgd,
+    apgd_targeted,
+    bim,
+    ensemble,
+    fgsm,
+    iterative_least_likely,
+    mi_fgsm,
+    norms,
+    pgd,
+    project,
+    square,
+    standard_attacks,
+    steepest,
+    targeted_gradient_sign,
+)
+from cvi_nb.attack.auto_pgd import checkpoints
+from cvi_nb.attack.basic_iterative import kurakin_steps
 from cvi_nb.data import load_digits
 from cvi_nb.models import load_classifier
 
@@ -34,7 +49,7 @@ def test_fgsm_and_bim_equal_torchattacks(model, digits, eps):
     theirs = torchattacks.FGSM(model.model, eps=eps)(images, labels)
     assert (fgsm(model, images, labels, eps=eps).attempt - theirs).abs().max() < 1e-6
     theirs = torchattacks.BIM(model.model, eps=eps, alpha=0.02, steps=10)(images, labels)
-    ours = bim(model, images, labels, eps=eps, alpha=0.02, steps=10, early_stop=False)
+    ours = bim(model, images, labels, eps=eps, step_size=0.02, steps=10, early_stop=False)
     assert (ours.attempt - theirs).abs().max() < 1e-6
 
 
@@ -48,7 +63,7 @@ def test_fgsm_and_bim_equal_foolbox(model, digits, eps):
     assert (ours.attempt - raw).abs().max() < 1e-6
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=0.02, steps=10, random_start=False)
     _, theirs, _ = attack(wrapped, images, labels, epsilons=eps)
-    ours = bim(model, images, labels, eps=eps, alpha=0.02, steps=10, early_stop=False)
+    ours = bim(model, images, labels, eps=eps, step_size=0.02, steps=10, early_stop=False)
     assert (ours.attempt - theirs).abs().max() < 1e-6
 
 
@@ -63,7 +78,7 @@ def test_confine_is_the_nearest_point_of_ball_and_cube(model, digits):
     run = Run(model, images, labels, norm=2)
     rows = torch.arange(len(images))
     wish = images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    near = run.confine(wish, rows, 1.5, 2)
+    near = run.confine(wish, rows, 1.5)
     assert near.min() >= 0 and near.max() <= 1 and (norms(near - images, 2) <= 1.5 + 1e-5).all()
     # Dykstra's alternating projections end at the nearest point.
     x, p, q = wish - images, torch.zeros_like(wish), torch.zeros_like(wish)

@@ -8,9 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cvi_nb.attack.carlini import carlini_wagner, targeted_cases
-from cvi_nb.attack.core import AttackResult, ZeroGradientWarning, norms
-from cvi_nb.attack.minimum_norm import boundary_step, ddn, deepfool, fmn, jsma, minimum_norm, sigma_zero
+from cvi_nb.attack import (
+    AttackResult,
+    ZeroGradientWarning,
+    boundary_step,
+    carlini_wagner,
+    ddn,
+    deepfool,
+    fmn,
+    jsma,
+    minimum_norm,
+    norms,
+    sigma_zero,
+    targeted_cases,
+)
 
 ATTACKS = {
     "deepfool": deepfool,
