@@ -142,7 +142,7 @@ class Probe:
         """Fooled by one step of length ε along the gradient: (n,) bool."""
         if self.norm == math.inf:
             return self._fooled(fgsm, eps=self.eps)
-        return self._fooled(pgd, eps=self.eps, norm=2, steps=1, alpha=self.eps, random_start=False)
+        return self._fooled(pgd, eps=self.eps, norm=2, steps=1, step_size=self.eps, random_start=False)
 
     @cached_property
     def iterated(self) -> Tensor:
