@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .faithfulness import separable
-from .inference.perturbation import shifted_masks
+from .inference import shifted_masks
 from .models import Classifier, Evaluations, as_classifier
 from .validation import check_images, check_integer, check_logits, check_options, check_real, check_target
 

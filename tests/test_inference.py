@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import scipy.ndimage
+import scipy.stats
 import torch
 import torchvision
 from captum.metrics import sensitivity_max
@@ -18,19 +21,25 @@ from cvi_nb.data import load_digits
 from cvi_nb.inference import (
     BASELINES,
     CVI,
+    FAMILIES,
     bernoulli_kl,
     blurred,
+    coarse_masks,
     collect,
     exact_posterior,
     grid_partition,
+    infer_noise,
+    infer_presence,
     make_baselines,
     mean_shift_partition,
     paint,
+    partitions_of,
+    refine,
 )
-from cvi_nb.inference.noise import infer_noise
-from cvi_nb.inference.perturbation import _partitions
-from cvi_nb.inference.presence import _coarse_masks, _gates, _refined, _schedule
+from cvi_nb.inference.draws import gates as gates_of
+from cvi_nb.inference.draws import schedule
 from cvi_nb.models import Classifier, Evaluations, load_classifier, mnist_cnn
+from cvi_nb.validation import VanishedGradientWarning
 
 # One pixel per cluster, image 1, baseline 0: the masked image is z itself, and a polynomial in z is any game we like.
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -0.7])
@@ -306,19 +315,19 @@ def test_intervals_cover_as_often_as_they_say():
     assert 0.85 <= coverage("forward", linear) <= 0.95
 
 
-def test_credible_interval():
+def test_confidence_interval():
     posterior = toy(linear, estimator="forward").infer(WHOLE, 0)
-    narrow, wide = posterior.credible_interval(0.5), posterior.credible_interval(0.99)
+    narrow, wide = posterior.confidence_interval(0.5), posterior.confidence_interval(0.99)
     p = posterior.probability
     assert (wide[..., 0] < narrow[..., 0]).all() and (narrow[..., 1] < wide[..., 1]).all()
     assert (narrow[..., 0] < p).all() and (p < narrow[..., 1]).all() and (wide >= 0).all() and (wide <= 1).all()
-    assert torch.equal(posterior.interval, posterior.credible_interval(0.9))
+    assert torch.equal(posterior.interval, posterior.confidence_interval(0.9))
     z = 1.959964  # of the normal distribution at 97.5 %
     half = z * posterior.standard_error / (p * (1 - p))
-    assert torch.allclose(posterior.credible_interval(0.95)[..., 1], (p.logit() + half).sigmoid(), atol=1e-5)
+    assert torch.allclose(posterior.confidence_interval(0.95)[..., 1], (p.logit() + half).sigmoid(), atol=1e-5)
     for level in (0, 1, -0.1, math.nan):
-        with pytest.raises(ValueError, match=r"`level` must be in \(0, 1\)"):
-            posterior.credible_interval(level)
+        with pytest.raises(ValueError, match=r"`level` must be a finite number in \(0, 1\)"):
+            posterior.confidence_interval(level)
 
 
 # ---------------------------------------------------------------- bound and mean field
@@ -432,16 +441,16 @@ def test_evaluations_are_within_the_budget_and_equal_to_the_counter(options, tar
 
 def test_partitions_by_name_callable_labels_and_sequence():
     x = photo(2)
-    named = _partitions("grid", x)
+    named = partitions_of("grid", x)
     assert named.shape == (1, 2, 24, 20) and named.dtype == torch.int64
-    assert torch.equal(_partitions(grid_partition, x), named) and torch.equal(_partitions(named, x), named)
+    assert torch.equal(partitions_of(grid_partition, x), named) and torch.equal(partitions_of(named, x), named)
     shifted = quarters() * 7 - 3  # gaps and negative labels
-    assert torch.equal(_partitions(shifted, x)[0, 1], quarters())
-    assert torch.equal(_partitions(quarters().expand(2, -1, -1), x)[0, 0], quarters())
-    several = _partitions(["grid", quarters(), "mean_shift"], x)
+    assert torch.equal(partitions_of(shifted, x)[0, 1], quarters())
+    assert torch.equal(partitions_of(quarters().expand(2, -1, -1), x)[0, 0], quarters())
+    several = partitions_of(["grid", quarters(), "mean_shift"], x)
     assert len(several) == 5 and torch.equal(several[0], named[0]) and torch.equal(several[1, 0], quarters())
-    assert torch.equal(_partitions("mean_shift", x), several[2:])
-    assert int(_partitions(lambda images: segment(images)[0], x).amax()) >= 0
+    assert torch.equal(partitions_of("mean_shift", x), several[2:])
+    assert int(partitions_of(lambda images: segment(images)[0], x).amax()) >= 0
     model = network()
     assert torch.equal(CVI(model, partition=several, budget=8).infer(x, 0).partitions, several)
 
@@ -464,7 +473,8 @@ def test_common_refinement_by_brute_force(count, height, width, seed):
         [torch.randint(3, (height, width), generator=generator).unique(return_inverse=True)[1] for _ in range(count)]
     )
     values = [torch.rand(int(p.max()) + 1, generator=generator) for p in parts]
-    refined, mean = _refined(parts, values)
+    refined, first = refine(parts)
+    mean = torch.stack([v[p.flatten()[first]] for v, p in zip(values, parts, strict=True)]).mean(0)
     numbers = {}
     for i, j in itertools.product(range(height), range(width)):
         key = tuple(int(p[i, j]) for p in parts)
@@ -663,10 +673,19 @@ def test_attribute_and_captum():
         ({"relaxation": 1.1}, "`relaxation` must be"),
         ({"coarse": -0.1}, "`coarse` must be"),
         ({"learning_rate": 2}, "`learning_rate` must be"),
+        ({"budget": True}, "`budget` must be an integer"),
+        ({"budget": math.nan}, "`budget` must be an integer"),
+        ({"smoothing": ()}, "`smoothing` must name a width"),
+        ({"smoothing": (2,), "estimator": "forward"}, "`smoothing` must"),
+        ({"tolerance": 1}, "`tolerance` must be"),
+        ({"progress": 1}, "`progress` must be True or False"),
+        ({"seed": -1}, "`seed` must be"),
+        ({"prior": "half"}, '`prior` must be a number in .0, 1. or "uniform"'),
+        ({"learning_rate": "fast"}, "`learning_rate` must be"),
     ],
 )
 def test_bad_options_are_refused_by_name(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         CVI(network(), **options)
 
 
@@ -680,16 +699,17 @@ def test_a_model_must_be_callable():
     [
         ("slic", "`partition` must be one of"),
         ([], "`partition` must name at least one"),
-        (quarters().int(), "int64 labels.*got torch.int32"),
-        (quarters()[:-1], "`partition` must give int64 labels"),
-        (lambda x: x, "`partition` must give int64 labels"),
+        (quarters().float(), "`partition` must be integers.*got torch.float32"),
+        (quarters().bool(), "`partition` must be integers.*got torch.bool"),
+        (quarters()[:-1], r"`partition` must have shape \(2, 24, 20\).*got \(23, 20\)"),
+        (lambda x: x, "`partition` must be integers.*got torch.float32"),
         (lambda x: None, "`partition` must.*got NoneType"),
-        (quarters().expand(2, 3, -1, -1), "`partition` must have labels for 2 images, got 3"),
+        (quarters().expand(2, 3, -1, -1), r"`partition` must have shape \(2, 24, 20\).*got \(3, 24, 20\)"),
         (["grid", "x"], "`partition`"),
     ],
 )
 def test_bad_partitions_are_refused_by_name(partition, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         CVI(network(), partition=partition).infer(photo(2), 0)
 
 
@@ -697,15 +717,18 @@ def test_bad_partitions_are_refused_by_name(partition, message):
     "baseline, message",
     [
         ("pink", "`baseline` must be"),
-        (1.5, r"`baseline` must be in \[0, 1\]"),
-        (math.nan, "`baseline` must be in"),
+        (1.5, r"`baseline` must be .* in \[0, 1\], got 1.5"),
+        (math.nan, "`baseline` must be"),
+        (torch.full((1,), 2.0), r"`baseline` must be in \[0, 1\]"),
+        (True, "`baseline` must be"),
+        (object(), "`baseline` must be"),
         (torch.zeros(2, 3, 24, 21), "`baseline` must broadcast"),
         ([], "`baseline` must name"),
         (["blur", "x"], "`baseline`"),
     ],
 )
 def test_bad_baselines_are_refused_by_name(baseline, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         CVI(network(), baseline=baseline, partition="grid").infer(photo(2), 0)
 
 
@@ -713,17 +736,16 @@ def test_bad_baselines_are_refused_by_name(baseline, message):
     "target",
     [
         -1,
-        [0],
         [0, 1, 2],
         [0.0, 1.0],
         True,
-        torch.zeros(2, dtype=torch.int32),
+        "cat",
         torch.zeros(2, 5, dtype=torch.int64),
         torch.zeros(3, 5, dtype=torch.bool),
     ],
 )
 def test_bad_targets_are_refused_by_name(target):
-    with pytest.raises(ValueError, match="`target` must"):
+    with pytest.raises((ValueError, TypeError), match="`target` must"):
         CVI(network(), partition="grid").infer(photo(2), target)
 
 
@@ -841,7 +863,7 @@ def test_variance_reduction_reduces_variance():
 @pytest.mark.parametrize("relaxation", [0.0, 0.4, 1.0])
 def test_gates_have_their_mean_and_mirror_at_one_half(chance, relaxation):
     uniform = ((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
-    gates = _gates(uniform, torch.full((1, 1), chance, dtype=torch.float64), relaxation)
+    gates = gates_of(uniform, torch.full((1, 1), chance, dtype=torch.float64), relaxation)
     assert float(gates.mean()) == pytest.approx(chance, abs=1e-3) and gates.min() >= 0 and gates.max() <= 1
     assert (gates.diff(dim=0) <= 1e-12).all()
     if relaxation == 0:
@@ -855,9 +877,9 @@ def test_gates_have_their_mean_and_mirror_at_one_half(chance, relaxation):
 @pytest.mark.parametrize("relaxation", [0.0, 1.0])
 def test_coarse_masks_come_in_complements_and_keep_their_mean(relaxation):
     half = torch.full((40, 30), 0.5)
-    masks = _coarse_masks(half, 7, 4, torch.Generator().manual_seed(0), relaxation)
+    masks = coarse_masks(half, 7, 4, torch.Generator().manual_seed(0), relaxation)
     assert masks.shape == (7, 40, 30) and torch.allclose(masks[0:6:2] + masks[1:6:2], torch.ones(3, 40, 30))
-    many = _coarse_masks(0.6 * half, 6000, 4, torch.Generator().manual_seed(1), relaxation)
+    many = coarse_masks(0.6 * half, 6000, 4, torch.Generator().manual_seed(1), relaxation)
     assert float(many.mean()) == pytest.approx(0.3, abs=0.01) and (many.mean(0) - 0.3).abs().max() < 0.04
 
 
@@ -890,11 +912,11 @@ def test_error_of_the_gradient_estimator_falls_as_one_over_root_n_or_faster():
 
 
 def test_a_third_of_the_coarse_draws_each_and_other_baselines_for_one_kind():
-    plan = _schedule(24, 2, 0.5, 3)
+    plan = schedule(24, 2, 0.5, 3)
     assert sum(n for n, which, _ in plan if which >= 0) == 12
     coarse = [(which, turn) for _, which, turn in plan if which < 0]
     assert coarse == [(-1, 0), (-2, 0), (-3, 1), (-1, 0), (-2, 0), (-3, 2)]
-    assert {turn for _, _, turn in _schedule(60, 3, 1.0, 1)} == {0}
+    assert {turn for _, _, turn in schedule(60, 3, 1.0, 1)} == {0}
     x, spy = photo(1), []
     net = network()
     CVI(lambda z: spy.append(z.detach()) or net(z), partition="grid", budget=64, evidence="logit").infer(x, 1)
@@ -953,9 +975,167 @@ def test_trace_is_the_bound_of_each_step():
 
 def test_noise_family_and_modes_are_those_of_their_chapters():
     model, x = network(), photo(1)
-    noise = CVI(model, "noise", partition=quarters(), budget=24, prior=0.3).infer(x, 1)
+    noise = CVI(model, "noise", partition=quarters(), budget=24, prior_deviation=0.3).infer(x, 1)
     direct = infer_noise(model, x, 1, partition=quarters(), budget=24, prior_deviation=0.3)
     assert torch.equal(noise.sensitivity, direct.sensitivity)
     assert CVI(model, "noise", partition=quarters(), budget=24).attribute(x, 1).shape == x.shape
     modes = CVI(model, partition=quarters(), baseline="grey", budget=16).infer(x, 1).modes(64)
     assert abs(sum(mode.weight for mode in modes.modes(0)) - 1) < 1e-4
+
+
+# ---------------------------------------------------------------- one object for all families
+
+
+def test_an_option_that_a_family_does_not_have_is_an_error():
+    for option in ("baseline", "estimator", "tolerance", "coarse", "smoothing", "weighting"):
+        with pytest.raises(TypeError, match=f"`{option}` must be an option of CVI"):
+            CVI(network(), family="noise", **{option: None})
+    with pytest.raises(TypeError, match="`update` must be an option of CVI"):
+        CVI(network(), update="gauss_newton")
+    with pytest.raises(TypeError, match="did you mean `budget`"):
+        CVI(network(), budgte=64)
+    with pytest.raises(TypeError, match="did you mean `seed`"):
+        infer_presence(network(), photo(), 0, sed=1)
+    assert CVI(network(), family="noise", prior_deviation=1.5, partition=quarters(), budget=24).infer(photo(), 1)
+
+
+def test_every_family_answers_to_map_and_attribute():
+    assert set(FAMILIES) == {"presence", "noise"}
+    x = photo(2)
+    for family in FAMILIES:
+        cvi = CVI(network(), family, partition=quarters(), budget=24)
+        maps = cvi.infer(x, 1).map
+        assert maps.shape == (2, 24, 20)
+        assert torch.allclose(cvi.attribute(x, 1).sum(1), maps, atol=1e-6) and cvi.budget == 24
+    with pytest.raises(ValueError, match="`family` must be 'presence' for `anytime`"):
+        CVI(network(), "noise").anytime(x)
+
+
+def test_old_names_warn_and_do_what_they_did():
+    posterior = toy(linear, budget=8).infer(WHOLE, 0)
+    with pytest.warns(DeprecationWarning, match="`credible_interval` is now `confidence_interval`"):
+        assert torch.equal(posterior.credible_interval(0.5), posterior.confidence_interval(0.5))
+    options = {"partition": quarters(), "budget": 24}
+    with pytest.warns(DeprecationWarning, match="prior_deviation"):
+        old = CVI(network(), "noise", prior=0.3, **options)
+    new = CVI(network(), "noise", prior_deviation=0.3, **options)
+    assert torch.equal(old.infer(photo(), 1).map, new.infer(photo(), 1).map)
+
+
+# ---------------------------------------------------------------- what a model or a caller may be like
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        np.array([3, 3]),
+        np.int32(3),
+        torch.tensor([3], dtype=torch.int32),
+        torch.tensor([3, 3], dtype=torch.uint8),
+        [(3,), (3,)],
+        [torch.tensor(3), torch.tensor(3)],
+        (3,),
+        np.eye(5, dtype=bool)[[3, 3]],
+    ],
+    ids=str,
+)
+def test_whatever_names_a_class_is_a_target(target):
+    cvi, x = CVI(network(), partition=quarters(), budget=8), photo(2)
+    assert torch.allclose(cvi.infer(x, target).criticality, cvi.infer(x, 3).criticality, atol=1e-6)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    plain = {"partition": quarters(), "budget": 24, "temperature": 2.0, "prior": 0.25, "seed": 3, "batch_size": 8}
+    others = {
+        "partition": quarters().int().numpy(),
+        "budget": np.int64(24),
+        "temperature": np.float32(2),
+        "prior": torch.tensor(0.25),
+        "seed": np.uint8(3),
+        "batch_size": torch.tensor(8),
+    }
+    x = photo(2)
+    found = [CVI(network(), **options).infer(x, 1).criticality for options in (plain, others)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("evidence", ["log_probability", "probability", "margin"])
+@pytest.mark.parametrize("options", [{}, {"estimator": "forward"}])
+def test_a_single_output_is_refused_with_the_remedy(evidence, options):
+    """log softmax of one logit is 0 whatever it says, and the map was zero with no word."""
+    one = network(classes=1)
+    with pytest.raises(ValueError, match=r"`model` must give logits of at least 2 classes, got 1.*torch.cat"):
+        CVI(one, partition=quarters(), budget=8, evidence=evidence, **options).infer(photo())
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        infer_noise(one, photo(), partition=quarters(), budget=24)
+    two = CVI(lambda x: torch.cat([-one(x), one(x)], 1), partition=quarters(), budget=8, evidence=evidence, **options)
+    assert two.infer(photo()).criticality.std() > 0
+    logit = CVI(one, partition=quarters(), budget=8, evidence="logit", **options).infer(photo(), 0)
+    assert logit.criticality.std() > 0
+
+
+def test_vanished_gradients_are_said_and_nan_gradients_refused():
+    net, x = network(), photo(2)
+    with pytest.warns(VanishedGradientWarning, match="image.s. 0, 1"):
+        silent = CVI(lambda z: net((z * 255).round() / 255), partition="grid", budget=16).infer(x, 1)
+    assert not silent.criticality.any()
+    with pytest.warns(VanishedGradientWarning):
+        list(CVI(lambda z: net((z * 255).round() / 255), partition="grid", budget=32).anytime(x, 1))
+
+    def broken(images):
+        return net(images) + (images[:, :, :1, :1] - images[:, :, :1, :1].detach()).abs().sqrt().sum((1, 2, 3))[:, None]
+
+    with pytest.raises(ValueError, match="`model` must have a finite gradient"):
+        CVI(broken, partition="grid", budget=16).infer(x, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CVI(net, partition="grid", budget=16).infer(x, 1)
+        CVI(net, partition="grid", baseline="grey", budget=16).infer(torch.full_like(x, 0.5), 1)  # nothing to remove
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("family", ["presence", "noise"])
+def test_gradients_are_taken_in_any_mode(mode, family):
+    net, options = network(), {"partition": "grid", "budget": 24}
+    expected = CVI(net, family, **options).infer(photo(2), [1, 3]).map
+    with mode():
+        inside = CVI(net, family, **options).infer(photo(2), torch.tensor([1, 3])).map
+        assert not torch.is_grad_enabled()
+    assert torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_of_any_precision(dtype):
+    x = photo(2).to(dtype)
+    near = CVI(network(), partition="grid", budget=24).infer(x.float(), 1).criticality
+    model = network().to(dtype) if dtype == torch.float64 else network()
+    found = CVI(model, partition="grid", budget=24).infer(x, 1).criticality
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.allclose(found.float(), near, atol=1e-2 * float(near.abs().max()))
+
+
+def test_threads_that_share_a_model_count_their_own_evaluations():
+    model, x = Classifier(network()), photo(2)
+    cvi = CVI(model, partition="grid", budget=32)
+    expected = cvi.infer(x, 1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: cvi.infer(x, 1), range(8)))
+    for one in found:
+        assert torch.equal(one.criticality, expected.criticality)
+        assert one.evaluations == expected.evaluations == Evaluations(32, 30)
+
+
+def test_nothing_of_the_caller_is_changed():
+    x, labels, baseline = photo(2), quarters().clone(), torch.rand(3, 1, 1)
+    before = [t.clone() for t in (x, labels, baseline)]
+    target = torch.tensor([1, 2])
+    CVI(network(), partition=labels, baseline=baseline, budget=12).infer(x, target).modes(32)
+    for now, then in zip((x, labels, baseline, target), (*before, torch.tensor([1, 2])), strict=True):
+        assert torch.equal(now, then) and not now.requires_grad
+
+
+def test_tied_maps_are_ranked_with_ties():
+    """Nine values on 480 pixels: ranks by position agree with everything; the agreement is SciPy's."""
+    states = list(CVI(network(), partition=grid_partition(photo(), 3)[0], budget=64).anytime(photo(), 1))
+    expected = scipy.stats.spearmanr(states[-1].criticality.flatten(), states[-2].criticality.flatten()).statistic
+    assert float(states[-1].agreement) == pytest.approx(expected, abs=1e-6)

@@ -7,7 +7,11 @@ __all__ = []
 
 # %% ../../nbs/03_inference.ipynb #365b4204
 from .certificate import Certificate, Ellipsoid, certify, smoothed_votes
+from .cvi import CVI, FAMILIES
+from .draws import Draws, Recipe, coarse_masks, draw_masks
+from .estimate import bernoulli_kl
 from .exact import ExactPosterior, all_masks, enumerate_evidence, exact_posterior
+from .game import Game, resolve_target
 from .interfaces import quantus_explain
 from .modes import Marginals, MixturePosterior, Mode, ModesOptions, infer_modes, stroke_partition
 from .noise import GaussianNoise, NoiseOptions, NoisePosterior, infer_noise
@@ -16,25 +20,33 @@ from cvi_nb.inference.perturbation import (
     PARTITIONS,
     Baseline,
     Partitioner,
+    Regions,
     blurred,
     collect,
     grid_partition,
     make_baselines,
     mean_shift_partition,
     paint,
+    partitions_of,
+    refine,
+    register,
+    shifted_masks,
 )
-from .presence import CVI, Posterior, bernoulli_kl
+from .presence import Posterior, PresenceOptions, infer_presence, presence_steps
 from .sets import ClusterSet, necessary_set, sufficient_set
 
 __all__ = [
     "BASELINES",
     "CVI",
+    "FAMILIES",
     "PARTITIONS",
     "Baseline",
     "Certificate",
     "ClusterSet",
+    "Draws",
     "Ellipsoid",
     "ExactPosterior",
+    "Game",
     "GaussianNoise",
     "Marginals",
     "MixturePosterior",
@@ -44,21 +56,33 @@ __all__ = [
     "NoisePosterior",
     "Partitioner",
     "Posterior",
+    "PresenceOptions",
+    "Recipe",
+    "Regions",
     "all_masks",
     "bernoulli_kl",
     "blurred",
     "certify",
+    "coarse_masks",
     "collect",
+    "draw_masks",
     "enumerate_evidence",
     "exact_posterior",
     "grid_partition",
     "infer_modes",
     "infer_noise",
+    "infer_presence",
     "make_baselines",
     "mean_shift_partition",
     "necessary_set",
     "paint",
+    "partitions_of",
+    "presence_steps",
     "quantus_explain",
+    "refine",
+    "register",
+    "resolve_target",
+    "shifted_masks",
     "smoothed_votes",
     "stroke_partition",
     "sufficient_set",

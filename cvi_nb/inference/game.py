@@ -14,52 +14,17 @@ from torch import Tensor
 
 from .perturbation import Regions
 from ..models import EVIDENCE, Evidence, as_classifier, log_probability, logit
+from ..validation import check_gradient, check_logits, check_target
 
 # %% auto #0
-__all__ = ['check_target', 'check_logits', 'check_gradient', 'resolve_target', 'evaluate', 'Game']
-
-# %% ../../nbs/03_inference/02_game.ipynb #9e2d27f4
-def check_target(target: Any, n: int, classes: int | None = None) -> Tensor:
-    if not isinstance(target, Tensor) and isinstance(target, list | tuple):
-        target = torch.stack([torch.as_tensor(one) for one in target]) if any(isinstance(one, Tensor) for one in target) else torch.as_tensor(target)
-    target = torch.as_tensor(target)
-    integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
-    if integer:
-        target = target.long()
-        target = target.expand(n) if target.numel() == 1 and target.ndim < 2 else target
-    kind = integer and target.ndim == 1
-    if target.ndim < 1 or len(target) != n or not (kind or (target.dtype == torch.bool and target.ndim == 2)):
-        raise ValueError(
-            f"`target` must be a class, classes ({n},) or a boolean mask ({n}, K), got {target.dtype} {tuple(target.shape)}."
-        )
-    if kind and bool((target < 0).any()):
-        raise ValueError(f"`target` must not be negative, got {int(target.min())}.")
-    if kind and classes is not None and bool((target >= classes).any()):
-        raise ValueError(f"`target` must be below the model's {classes} classes, got {int(target.max())}.")
-    if not kind and ((classes is not None and target.shape[1] != classes) or not bool(target.any(1).all())):
-        raise ValueError(f"`target` must mark at least one of the model's {classes} classes, got {tuple(target.shape)}.")
-    return target
-
-
-def check_logits(logits: Tensor, n: int) -> Tensor:
-    if logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
-        raise ValueError(
-            f"`model` must give logits of shape ({n}, K) with K of at least 2, got {tuple(logits.shape)}: "
-            "of a single output z make two, torch.cat([-z, z], 1)."
-        )
-    return logits
-
-
-def check_gradient(gradient: Tensor) -> None:
-    if not bool(gradient.isfinite().all()):
-        raise ValueError("`model` must have finite gradients, got NaN or infinite ones.")
+__all__ = ['resolve_target', 'evaluate', 'Game']
 
 # %% ../../nbs/03_inference/02_game.ipynb #41927386
 def resolve_target(model: Callable[[Tensor], Tensor], images: Tensor, target: Any, batch_size: int = 16) -> Tensor:
     """`target` as classes (B,) int64 or masks of classes (B, K) bool, on the device of `images` (B, C, H, W).
 
-    `target` is a class, B classes, a boolean mask (B, K), or None for the model's own top classes, which takes one
-    forward evaluation of each image. Raises `TypeError` or `ValueError` for anything else.
+    `target` is a class, B classes of any integer type, a boolean mask (B, K), or None for the model's own top classes,
+    which takes one forward evaluation of each image. Raises `TypeError` or `ValueError` for anything else.
     """
     if target is None:
         return as_classifier(model).logits(images, batch_size).argmax(1)
@@ -68,9 +33,8 @@ def resolve_target(model: Callable[[Tensor], Tensor], images: Tensor, target: An
 # %% ../../nbs/03_inference/02_game.ipynb #df190689
 def _answer(model: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, evidence: Evidence) -> Tensor:
     """Evidence (N,) of `images`, refused unless model, target and evidence fit together."""
-    logits = model(images)
-    if evidence in EVIDENCE.values() and evidence is not logit:  # relative to other classes
-        check_logits(logits, len(images))
+    relative = evidence in EVIDENCE.values() and evidence is not logit  # to other classes, which there must be, then
+    logits = check_logits(model(images), len(images), least=2 if relative else 1)
     check_target(target[None], 1, logits.shape[1])
     values = evidence(logits, target.expand(len(images), *target.shape))
     if not isinstance(values, Tensor) or values.shape != (len(images),):
@@ -84,7 +48,7 @@ def _answer(model: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, e
 def evaluate(
     model: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, evidence: Evidence, gradient: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Evidence (N,) of `images` (N, C, H, W) for one `target`, () int64 or (K,) bool; its gradient (N, C, H, W) if asked.
+    """Evidence (N,) of `images` (N, C, H, W) for a `target` () int64 or (K,) bool; its gradient (N, C, H, W) if asked.
 
     Raises `ValueError` for a target that the model lacks, for logits of a single class (unless `evidence` is a logit or
     a callable of the user's), for evidence that is not finite, and, if asked, for gradients that are not finite or do
