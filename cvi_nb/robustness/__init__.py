@@ -5,22 +5,36 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/07_robustness.ipynb #6e53be0a
-from .checks import Check, checks_frame, trust_checks
-from .curves import accuracy_curve, mean_interval, proportion
-from .evaluate import RobustnessResult, Threat, evaluate_robustness
+# %% ../../nbs/07_robustness.ipynb #1a1929cc
+from .checks import CHECKS, ask_all, registered, trust_checks
+from .curves import accuracy_curve
+from .evaluate import evaluate_robustness
+from .probe import Check, Effort, Finding, Probe, checks_frame
+from .result import RobustnessResult, target_cases
+from .threat import Threat
 from .transfer import TransferMatrix, transfer_matrix
+from .worst import Nearest, WorstCase
+from ..statistics import mean_interval, proportion
 
 __all__ = [
+    "CHECKS",
     "Check",
+    "Effort",
+    "Finding",
+    "Nearest",
+    "Probe",
     "RobustnessResult",
     "Threat",
     "TransferMatrix",
+    "WorstCase",
     "accuracy_curve",
+    "ask_all",
     "checks_frame",
     "evaluate_robustness",
     "mean_interval",
     "proportion",
+    "registered",
+    "target_cases",
     "transfer_matrix",
     "trust_checks",
 ]
