@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cvi_nb import report as module
 from cvi_nb.data import load_digits
 from cvi_nb.models import Classifier
 from cvi_nb.report import (
@@ -27,8 +26,13 @@ from cvi_nb.report import (
     Report,
     Section,
     Table,
+    blocks,
+    compare,
     critical_region,
+    images,
+    make,
     make_report,
+    numbers,
 )
 from cvi_nb.robustness import Check, Threat
 
@@ -168,10 +172,10 @@ def test_numbers_on_the_page_are_those_measured(made: Report, saved: Path) -> No
     for name, result in made.results.items():
         own = frame[frame["model"] == name]
         assert len(own) == len(result.images)
-        expected = module._percent(own["correct"].mean())
+        expected = numbers.percent(own["correct"].mean())
         assert expected in text and np.isclose(own["correct"].mean(), result.accuracy)
     right = next(iter(made.results.values())).examples.query("correct")["distance_l2"]
-    assert module._number(float(right.median())) in text
+    assert numbers.number(float(right.median())) in text
 
 
 def test_json_is_strict_and_complete(made: Report, saved: Path) -> None:
@@ -211,9 +215,9 @@ def test_each_image_is_shown_once_with_what_happened(made: Report) -> None:
     for name, result in made.results.items():
         own = next(section for section in made.sections if section.title == name)
         cards = [block for part in own.parts for block in part.blocks if type(block).__name__ == "Card"]
-        least, most = module._extremes(result, 1)
+        least, most = images.extremes(result, 1)
         assert len(cards) == len(least + most) == len(set(least + most))
-        assert f"{module._number(float(result.examples['distance_l2'][least[0]]))}" in " ".join(cards[0].lines)
+        assert f"{numbers.number(float(result.examples['distance_l2'][least[0]]))}" in " ".join(cards[0].lines)
         assert len(cards[0].pictures) >= 4
 
 
@@ -226,7 +230,7 @@ def test_same_seed_same_content() -> None:
         )
         for size in (64, 64, 3)
     ]
-    pages = [[section.html("s") for section in one.sections[:-4]] for one in again]
+    pages = [[section.html(anchor="s") for section in one.sections[:-4]] for one in again]
     assert pages[0] == pages[1]
     assert pages[0][0].partition("<figure")[0] == pages[2][0].partition("<figure")[0]
 
@@ -247,20 +251,20 @@ def test_missing_labels_are_said(made: Report) -> None:
     results = {"m": next(iter(made.results.values()))}
     labelled = make_report(model, digits.images, digits.labels, results=results, shown=1, budget=8)
     assert "have no label" not in labelled.html()
-    material = module._material({"m": model}, digits.images, None, None, None, 64)
+    material = make._material({"m": model}, digits.images, None, None, None, 64)
     assert (
         torch.equal(material[1], model.logits(digits.images).argmax(1))
         and "8 of 8 images have no label" in material[4][1]
     )
     partly = torch.where(torch.arange(8) < 2, -1, digits.labels)
-    assert "2 of 8 images have no label" in module._material({"m": model}, digits.images, partly, None, None, 64)[4][1]
+    assert "2 of 8 images have no label" in make._material({"m": model}, digits.images, partly, None, None, 64)[4][1]
 
 
 def test_bad_input_is_named(made: Report, tmp_path: Path) -> None:
     digits = load_digits("report")[::125]
     model = Classifier(Linear(), name="m")
     one = next(iter(made.results.values()))
-    with pytest.raises(ValueError, match="`shown` must be a positive integer"):
+    with pytest.raises(ValueError, match="`shown` must be an integer"):
         make_report(model, digits, shown=0)
     with pytest.raises(ValueError, match="`names` must have one entry per image"):
         make_report(model, digits.images, digits.labels, names=["a"])
@@ -278,6 +282,68 @@ def test_bad_input_is_named(made: Report, tmp_path: Path) -> None:
         make_report(model, digits.images[:0])
 
 
+def test_mistakes_are_told_before_the_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attacked(*arguments: object, **options: object) -> None:
+        raise AssertionError("the attacks have run")
+
+    monkeypatch.setattr(make, "evaluate_robustness", attacked)
+    digits, model = load_digits("report")[::125], Classifier(Linear(), name="m")
+    wrongs = ({"budget": 0}, {"budget": "64"}, {"shown": True}, {"seed": -1}, {"batch_size": 0}, {"progress": 3})
+    for wrong in (*wrongs, {"batchsize": 3}):
+        with pytest.raises((TypeError, ValueError), match=f"`{next(iter(wrong))}` must be"):
+            make_report(model, digits, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "told"),
+    [(make, "see", "could not be explained"), (make, "curve_row", "The curves could not be made"),
+     (make, "_model_data", "could not be made"), (compare, "transfer_matrix", "No transfer matrix"),
+     (compare, "paired_bootstrap", "The differences could not be made")],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else None,
+)  # fmt: skip
+def test_what_fails_after_the_attacks_is_a_line_on_the_page(
+    made: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: Any, what: str, told: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("out of <luck>")
+
+    monkeypatch.setattr(where, what, fail)
+    digits = load_digits("report")[::125]
+    models = {name: Classifier(Linear(k), name=name) for k, name in ((1.0, HOSTILE[0]), (2.0, HOSTILE[1]))}
+    report = make_report(models, digits.images, digits.labels, results=made.results, shown=1, budget=8)
+    page = report.save(tmp_path / "card.html")
+    text = " ".join(Page(page.read_text(encoding="utf-8")).text) + page.with_suffix(".json").read_text("utf-8")
+    assert told in text and "out of <luck>" in text.replace("\\u003c", "<")
+    assert numbers.percent(next(iter(made.results.values())).accuracy) in text
+
+
+def test_four_channels_and_a_single_row_have_a_page(tmp_path: Path) -> None:
+    """JPEG has no four channels, and a row of pixels no perspective: the page says so, and has all else."""
+    for shape, name in (((4, 8, 8), "JPEG"), ((1, 1, 40), "print")):
+        images = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1))
+        model = Classifier(lambda x: torch.stack([x.flatten(1)[:, k::3].sum(1) for k in range(3)], 1), name="m")
+        few = Threat.quick(images, linf=(0.1,), l2=(), steps=10, queries=5, targets=0, noise_budget=0, samples=0)
+        report = make_report(model, images, threat=few, shown=1, budget=8)
+        assert f"Left out: {name}" in report.markdown() and "worst case" in report.markdown()
+        assert name in report.data["models"]["m"]["skipped"]
+        assert report.save(tmp_path / "card.html").stat().st_size > 10_000
+
+
+def test_names_that_no_encoding_knows(made: Report, tmp_path: Path) -> None:
+    """A file name that is not Unicode comes as lone surrogates, which must not lose a report as it is written."""
+    report = Report("\udcff", "x", (Section("\udc80", (Prose("\udcfe"),)),), {}, {"name": "\udcff"})
+    page = report.save(tmp_path / "card.html")
+    assert json.loads(page.with_suffix(".json").read_text("utf-8")) == {"name": "\udcff"}
+    assert "udcff" in page.read_text("utf-8") and made.results
+
+
+def test_every_block_has_a_macro_in_both_templates() -> None:
+    kinds = [kind.__name__.lower() for kind in blocks.Block.__subclasses__() if kind.__module__.startswith("cvi_nb")]
+    for form in ("html", "md"):
+        macros = set(vars(blocks._templates(form).module))
+        assert set(kinds) <= macros and len(kinds) == 10
+
+
 def test_plot_has_a_curve_per_model(made: Report) -> None:
     for norm in ("linf", "l2"):
         figure = made.plot(norm)
@@ -291,7 +357,7 @@ def test_warnings_come_first_and_withhold_bold(made: Report) -> None:
     checks = (Check("a", "PASS", "0", "0", "Fine.", 0.0), Check("b", "WARN", "9", "0", "Not fine.", 9.0))
     text = Checks(checks).html()
     assert text.index("WARN") < text.index("PASS") and "▲" in text and "✓" in text
-    table = module._comparison(made.results)
+    table = compare.comparison(made.results)
     doubted = {j for j, result in enumerate(made.results.values(), 1) if result.warnings}
     assert all(i == 0 or j not in doubted for i, j in table.strong)
 
@@ -300,7 +366,7 @@ def test_warnings_come_first_and_withhold_bold(made: Report) -> None:
 def test_any_text_survives(text: str) -> None:
     """Read back by a parser, HTML is the text that went in, and no tag of it."""
     block = Table(("a", "b"), ((text, text),), caption=text)
-    page = Page(Section(text, (Prose(text, "note"), Code(text), block)).html("s"))
+    page = Page(Section(text, (Prose(text, "note"), Code(text), block)).html(anchor="s"))
     assert page.open == [] and set(page.tags) <= {
         "section", "h2", "p", "pre", "code", "div", "table", "thead", "tbody", "tr", "th", "td", "small",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from cvi_nb.models import Classifier
 from cvi_nb.robustness import (
     CHECKS,
     Check,
-    Effort,
     Probe,
     RobustnessResult,
     Threat,
@@ -27,6 +27,8 @@ from cvi_nb.robustness import (
     transfer_matrix,
     trust_checks,
 )
+from cvi_nb.robustness import checks as checks_module
+from cvi_nb.robustness import evaluate as evaluate_module
 
 torch.set_num_threads(1)
 DIGITS = load_digits("development")[range(5, 4000, 200)]
@@ -430,3 +432,146 @@ def test_minimum_norm_is_where_the_curve_comes_from(networks: dict[str, Classifi
     for eps in (0.1, 0.2, 0.3):
         left = float((~pgd(networks["plain"], IMAGES, LABELS, eps=eps, steps=20).success).float().mean())
         assert accuracy_curve(d, torch.tensor([eps]))["accuracy"].item() <= left + 1.01 / len(IMAGES)
+
+
+# Whoever calls, whatever comes
+
+
+TINY = Threat.quick(
+    IMAGES, linf=(0.2,), l2=(1.0,), steps=10, pgd_steps=4, apgd_steps=4, targets=1, targeted_steps=10, noise_budget=20,
+    samples=20, queries=10, check_images=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_gradients_are_on_whoever_calls(networks: dict[str, Classifier], mode: Callable[[], Any]) -> None:
+    model, options = networks["plain"], {"eps": 0.1, "steps": 4, "queries": 5, "search_steps": 10, "limit": 4}
+    expected = evaluate_robustness(model, IMAGES[:5], LABELS[:5], TINY).to_frame()
+    checks = trust_checks(model, IMAGES[:5], LABELS[:5], **options)
+    matrix = transfer_matrix({"a": model, "b": networks["fgsm"]}, IMAGES[:5], LABELS[:5], 0.1)
+    with mode():
+        images, labels = IMAGES[:5] * 1, LABELS[:5] * 1  # made there, as by a data loader
+        found = evaluate_robustness(model, images, labels, TINY)
+        assert found.to_frame().equals(expected) and not found.skipped
+        assert trust_checks(model, images, labels, **options) == checks
+        again = transfer_matrix({"a": model, "b": networks["fgsm"]}, images, labels, 0.1)
+    assert torch.equal(again.accuracy, matrix.accuracy)
+
+
+def test_a_radius_of_zero_is_the_clean_accuracy(networks: dict[str, Classifier]) -> None:
+    labels = LABELS.clone()
+    labels[0] = (labels[0] + 1) % 10
+    threat = Threat.quick(IMAGES, linf=(0, 0.1), l2=(0.0,), steps=10, queries=5, targets=0, noise_budget=0, samples=0)
+    found = evaluate_robustness(networks["plain"], IMAGES[:6], labels[:6], threat)
+    for key in ("linf", "l2"):
+        at = found.curves[(found.curves["norm"] == key) & (found.curves["eps"] == 0)]
+        assert at["accuracy"].tolist() == [found.accuracy] == [found.examples[f"robust_{key}_0"].mean()]
+    worst = found.attacks[found.attacks["attack"] == "worst case"].set_index(["norm", "eps"])["success"]
+    assert worst["linf", 0.0] == worst["l2", 0.0] == 0
+    assert (found.attacks[found.attacks["eps"] == 0]["attack"] == "worst case").all()  # nothing is run for it
+
+
+@pytest.mark.parametrize(
+    ("shape", "lost"), [((4, 6, 6), {"JPEG"}), ((1, 1, 40), {"print"})], ids=["4 channels", "1 x 40"]
+)
+def test_what_cannot_be_done_to_an_image_is_left_out(shape: tuple[int, ...], lost: set[str]) -> None:
+    images = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1))
+    model = lambda x: torch.stack([x.flatten(1)[:, ::2].sum(1), x.flatten(1)[:, 1::2].sum(1)], 1)  # noqa: E731
+    few = Threat.quick(images, linf=(0.1,), l2=(), steps=10, queries=5, targets=0, noise_budget=0, samples=0)
+    found = evaluate_robustness(model, images, model(images).argmax(1), few)
+    assert lost <= set(found.skipped) and found.corruptions.loc["none", "accuracy"] == 1
+    assert found.corruptions.loc[sorted(lost), "accuracy"].isna().all() and found.corruptions.loc["noise", "n"] == 8
+    assert all(name in found._repr_html_() for name in lost)
+
+
+@pytest.mark.parametrize(
+    ("what", "stage"),
+    [("infer_noise", "noise posterior"), ("certify", "certificate"), ("destruction_rate", "corruptions"),
+     ("ask_all", "checks")],
+)  # fmt: skip
+def test_what_comes_after_the_attacks_cannot_lose_them(
+    networks: dict[str, Classifier], monkeypatch: pytest.MonkeyPatch, what: str, stage: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(evaluate_module, what, fail)
+    with pytest.warns(RuntimeWarning, match=f"{stage} was left out"):
+        found = evaluate_robustness(networks["plain"], IMAGES[:4], LABELS[:4], TINY)
+    assert found.skipped == {stage: "RuntimeError: no memory"} and len(found.attacks) > 3
+    assert np.isfinite(found.examples["distance_l2"]).any() and "no memory" in found._repr_html_()
+    assert (stage == "checks") == ("checks" in [check.name for check in found.warnings])
+
+
+def test_a_check_of_ones_own_is_asked_and_one_that_fails_warns(
+    networks: dict[str, Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CHECKS, "mine", lambda probe: Check.judge("mine", True, "yes", "yes", "Why not.", len(probe)))
+    monkeypatch.setitem(CHECKS, "gives_logits", lambda probe: 1 / 0)
+    found = judged(networks["plain"])
+    assert found["mine"].status == "PASS" and found["gives logits"].status == "WARN"
+    assert "ZeroDivisionError" in found["gives logits"].measured and len(found) == 20
+
+
+def test_networks_of_one_output_are_told_the_remedy(networks: dict[str, Classifier]) -> None:
+    one = lambda x: networks["plain"](x)[:, :1]  # noqa: E731
+    labels = torch.zeros(len(IMAGES), dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"torch\.cat"):
+        trust_checks(one, IMAGES, labels, eps=0.1)
+    with pytest.raises(ValueError, match=r"torch\.cat"):
+        transfer_matrix({"a": one, "b": one}, IMAGES, labels, 0.1)
+
+
+@pytest.mark.parametrize("name", ["plain", "distilled"])
+def test_no_curve_lies_above_a_distance_that_was_found(
+    networks: dict[str, Classifier], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever attack found it, in whatever stage, the checks included."""
+    found: list[Any] = []
+
+    def recorded(attack: Callable[..., Any]) -> Callable[..., Any]:
+        def run(model: Any, *arguments: Any, **options: Any) -> Any:
+            found.append(attack(model, *arguments, **options))
+            return found[-1]
+
+        run.__name__ = attack.__name__
+        return run
+
+    for module in (evaluate_module, checks_module):
+        for attack in ("fgsm", "pgd", "apgd", "apgd_targeted", "square", "minimum_norm", "ensemble"):
+            if hasattr(module, attack):
+                monkeypatch.setattr(module, attack, recorded(getattr(module, attack)))
+    result = evaluate_robustness(networks[name], IMAGES, LABELS, SMALL)
+    assert len(found) > 15
+    for one in found:
+        for i in one.success.nonzero()[:, 0].tolist():
+            (row,) = (IMAGES == one.images[i]).flatten(1).all(1).nonzero()[:, 0].tolist()
+            for norm, key in ((math.inf, "linf"), (2, "l2")):
+                length = float((one.adversarial[i] - one.images[i]).flatten().norm(norm))
+                assert result.examples[f"distance_{key}"][row] <= length + 1e-6, (one.name, key)
+    for key in ("linf", "l2"):
+        curve = result.curves[result.curves["norm"] == key]
+        d = result.examples[f"distance_{key}"].to_numpy()
+        assert curve["accuracy"].tolist() == [float((d > e).mean()) for e in curve["eps"]]
+
+
+def test_options_are_named() -> None:
+    model = Linear()
+    labels = model(GREY).argmax(1)
+    with pytest.raises(TypeError, match=r"`epss` must be an option of trust_checks.*`eps`"):
+        trust_checks(model, GREY, labels, epss=0.1)
+    for wrong in ({"eps": 0}, {"norm": 1}, {"steps": 0}, {"seed": -1}, {"batch_size": 0}, {"limit": math.nan}):
+        with pytest.raises((TypeError, ValueError), match=f"`{next(iter(wrong))}` must be"):
+            trust_checks(model, GREY, labels, **wrong)
+        if next(iter(wrong)) in ("seed", "batch_size"):
+            with pytest.raises((TypeError, ValueError), match=f"`{next(iter(wrong))}` must be"):
+                evaluate_robustness(model, GREY, labels, TINY, **wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)
+def test_labels_of_any_integer_type(networks: dict[str, Classifier], dtype: torch.dtype) -> None:
+    frames = [
+        evaluate_robustness(networks["plain"], IMAGES[:3], labels, TINY).to_frame()
+        for labels in (LABELS[:3], LABELS[:3].to(dtype), LABELS[:3].numpy())
+    ]
+    assert frames[0].equals(frames[1]) and frames[0].equals(frames[2])

@@ -7,14 +7,14 @@ __all__ = []
 
 # %% ../../nbs/07_robustness.ipynb #1a1929cc
 from .checks import CHECKS, ask_all, registered, trust_checks
-from .curves import accuracy_curve
+from .curves import accuracy_curve, mean_interval
 from .evaluate import evaluate_robustness
 from .probe import Check, Effort, Finding, Probe, checks_frame
 from .result import RobustnessResult, target_cases
 from .threat import Threat
 from .transfer import TransferMatrix, transfer_matrix
 from .worst import Nearest, WorstCase
-from ..statistics import mean_interval, proportion
+from ..statistics import proportion
 
 __all__ = [
     "CHECKS",

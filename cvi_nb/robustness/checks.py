@@ -404,8 +404,8 @@ def survives_8_bits(probe: Probe) -> Check:
         if not bool(kept.any()):
             continue
         x, y = result.images[kept], result.labels[kept]
-        stored = Run(probe.model, x, y, norm=norm, eight_bit=True, **probe.effort.options)
-        stored = stored.result("8 bits", result.adversarial[kept])
+        run = Run(probe.model, x, y, norm=norm, eight_bit=True, **probe.effort.options)
+        stored = run.result("8 bits", result.adversarial[kept])
         lost, total = lost + int((~stored.success).sum()), total + int(kept.sum())
         factors.append((stored.distance / result.distance[kept])[stored.success])
     if not total:

@@ -5,14 +5,16 @@
 # %% ../../nbs/07_robustness/01_curves.ipynb #0a3b388e
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ..statistics import mean_interval, proportion
+from ..statistics import bootstrap_mean, proportion
 
 # %% auto #0
-__all__ = ['accuracy_curve']
+__all__ = ['accuracy_curve', 'mean_interval']
 
 # %% ../../nbs/07_robustness/01_curves.ipynb #b09b8bc6
 def accuracy_curve(distances: Tensor, eps: Tensor | None = None) -> pd.DataFrame:
@@ -35,3 +37,11 @@ def accuracy_curve(distances: Tensor, eps: Tensor | None = None) -> pd.DataFrame
     left = len(d) - torch.searchsorted(d.sort().values, radii.contiguous(), right=True)
     rows = [(float(e), *proportion(int(k), len(d)), len(d)) for e, k in zip(radii, left, strict=True)]
     return pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
+
+# %% ../../nbs/07_robustness/01_curves.ipynb #37d9b839
+def mean_interval(values: Tensor, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of `values` (n,) and its 95 % bootstrap percentile interval; NaN for no values, and one has no interval."""
+    v = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
+    if len(v) < 2:
+        return float(v.mean()), math.nan, math.nan
+    return bootstrap_mean(v, n=resamples, seed=seed)

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from ..models import Evaluations, margin
 from ..plot import PAGE, curves, style
-from .curves import accuracy_curve
+from .curves import accuracy_curve, mean_interval
 from .probe import Check, checks_frame
 from .threat import Threat
 from .worst import Nearest
-from ..statistics import mean_interval
 
 # %% auto #0
 __all__ = ['target_cases', 'Frames', 'RobustnessResult']
