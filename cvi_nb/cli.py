@@ -28,7 +28,16 @@ from torch import Tensor, nn
 
 from .attack import ATTACKS, AttackResult
 from .clustering import segment
-from .data import ImageSet, atomic_path, imagenet_classes, load_digits, load_folder, load_image, load_photos
+from cvi_nb.data import (
+    ImageSet,
+    atomic_path,
+    csv_safe,
+    imagenet_classes,
+    load_digits,
+    load_folder,
+    load_image,
+    load_photos,
+)
 from .defence import DEFENDED, load_defended
 from .inference import BASELINES, CVI, PARTITIONS, infer_modes, stroke_partition
 from .models import Classifier, load_classifier
@@ -208,17 +217,11 @@ def _stems(names: Sequence[str], endings: Sequence[str], others: Sequence[str] =
         out.append(stem)
     return out
 
-# %% ../nbs/10_cli.ipynb #a3772956
-def _csv_safe(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts that a spreadsheet would run as formulas get an apostrophe in front; numbers stay."""
-    risky = lambda v: isinstance(v, str) and v.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))  # noqa: E731
-    return frame.map(lambda v: f"'{v}" if risky(v) else v)
-
 # %% ../nbs/10_cli.ipynb #6888d2ea
 def _write_csv(frame: pd.DataFrame, path: Path) -> Path:
     """A table, whole or not at all."""
     with atomic_path(path) as temporary:
-        _csv_safe(frame).to_csv(temporary, index=False, float_format="%.6g")
+        csv_safe(frame).to_csv(temporary, index=False, float_format="%.6g")
     return path
 
 # %% ../nbs/10_cli.ipynb #7a54eb17

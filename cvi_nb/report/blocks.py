@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
@@ -20,7 +21,7 @@ from ..robustness import Check
 
 # %% auto #0
 __all__ = ['escape_html', 'escape_markdown', 'Block', 'Prose', 'Code', 'Table', 'Headline', 'Checks', 'Picture', 'Row', 'Card',
-           'Section']
+           'Section', 'spared']
 
 # %% ../../nbs/09_report/02_blocks.ipynb #9cd771dd
 def escape_html(text: Any) -> Markup:
@@ -163,6 +164,10 @@ class Section(Block):
     blocks: tuple[Block, ...]
     parts: tuple[Section, ...] = ()
 
-    def html(self, anchor: str = "s", level: int = 2) -> Markup:
-        """The section with the identity `anchor`, and its parts below."""
-        return super().html(anchor=anchor, level=level)
+# %% ../../nbs/09_report/02_blocks.ipynb #44bfab5d
+def spared(title: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives; where it fails, a paragraph that says so."""
+    try:
+        return make()
+    except Exception as error:
+        return Prose(f"{title} could not be made ({type(error).__name__}: {error}).", "warning")

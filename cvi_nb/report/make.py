@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data import ImageSet
 from ..inference import CVI
 from ..models import Classifier, as_classifier
-from .blocks import Block, Prose, Section, Table
+from .blocks import Block, Prose, Section, Table, spared
 from .compare import comparison, differences, transfer_table
 from .curves import curve_row
 from .images import Seen, energy, extremes, see
@@ -36,7 +36,7 @@ from cvi_nb.validation import (
 )
 
 # %% auto #0
-__all__ = ['spared', 'make_report']
+__all__ = ['make_report']
 
 # %% ../../nbs/09_report/10_make.ipynb #6ed7b682
 def _named(models: Any) -> dict[str, Classifier]:
@@ -90,22 +90,14 @@ def _known(results: Mapping[str, RobustnessResult] | None, models: Any, images: 
         raise ValueError(f"`results` must be of the same images, got others for {wrong}.")
     return known
 
-# %% ../../nbs/09_report/10_make.ipynb #40015920
-def spared(title: str, make: Callable[[], Any]) -> Any:
-    """What `make` gives; where it fails, a paragraph that says so."""
-    try:
-        return make()
-    except Exception as error:
-        return Prose(f"{title} could not be made ({type(error).__name__}: {error}).", "warning")
-
-# %% ../../nbs/09_report/10_make.ipynb #586ae53c
+# %% ../../nbs/09_report/10_make.ipynb #7f10685a
 def _look(model: Classifier, result: RobustnessResult, shown: int, budget: int, **options: Any) -> Seen | str:
     """The explanations of the images at both ends, or the reason why there are none."""
     least, most = extremes(result, shown)
     found = spared("", lambda: see(model, result, least + most, budget, **options))
     return found.text.removeprefix(" could not be made (").removesuffix(").") if isinstance(found, Prose) else found
 
-# %% ../../nbs/09_report/10_make.ipynb #579fe126
+# %% ../../nbs/09_report/10_make.ipynb #aaef7bc5
 def _front(
     results: Mapping[str, RobustnessResult], transfer: Block | None, labelled: str, seed: int, names: Sequence[str]
 ) -> Section:
@@ -122,7 +114,7 @@ def _front(
     paired = spared("The differences", lambda: differences(results, names, seed))
     return Section("The models compared", (*note, verdict(results), row, compared, paired, transfer))
 
-# %% ../../nbs/09_report/10_make.ipynb #3f9f1e62
+# %% ../../nbs/09_report/10_make.ipynb #586ae53c
 def _middle_sections(
     results: Mapping[str, RobustnessResult], seen: Mapping[str, Seen | str], shown: int, names: Sequence[str]
 ) -> tuple[Section, ...]:
@@ -130,14 +122,13 @@ def _middle_sections(
 
     def parts(name: str, curves_shown: bool) -> tuple[Section, ...]:
         count = len(extremes(results[name], shown)[0])
-        made = spared(name, lambda: model_parts(results[name], seen[name], count, names, curves_shown))
-        return (Section(name, (made,)),) if isinstance(made, Prose) else made
+        return model_parts(results[name], seen[name], count, names, curves_shown)
 
     if len(results) == 1:
         return parts(next(iter(results)), True)
     return tuple(Section(name, (headline(result),), parts(name, False)) for name, result in results.items())
 
-# %% ../../nbs/09_report/10_make.ipynb #527391c2
+# %% ../../nbs/09_report/10_make.ipynb #579fe126
 def _model_data(model: Classifier, result: RobustnessResult, seen: Seen | str, names: Sequence[str]) -> dict[str, Any]:
     """Every number about one model."""
     shown: list[dict[str, Any]] = []
@@ -159,7 +150,7 @@ def _model_data(model: Classifier, result: RobustnessResult, seen: Seen | str, n
         "shown": shown,
     } | ({"skipped": dict(result.skipped)} if result.skipped else {})
 
-# %% ../../nbs/09_report/10_make.ipynb #3050f91d
+# %% ../../nbs/09_report/10_make.ipynb #3f9f1e62
 def _data(
     models: Mapping[str, Classifier],
     results: Mapping[str, RobustnessResult],
@@ -188,13 +179,13 @@ def _data(
         data["transfer"] = {"caption": transfer.caption, "columns": transfer.columns, "rows": transfer.rows}
     return data
 
-# %% ../../nbs/09_report/10_make.ipynb #63cfe685
+# %% ../../nbs/09_report/10_make.ipynb #527391c2
 def _options(batch_size: int = 32, seed: int = 0, progress: bool = False) -> dict[str, Any]:
     """Checked options of everything that runs a network."""
     checked = {"batch_size": check_batch_size(batch_size), "seed": check_seed(seed)}
     return checked | {"progress": check_flag(progress, "progress")}
 
-# %% ../../nbs/09_report/10_make.ipynb #76d857c9
+# %% ../../nbs/09_report/10_make.ipynb #3050f91d
 def _evaluated(models: Mapping[str, Classifier], known: Mapping[str, RobustnessResult], material: tuple[Any, ...],
                threat: Any, options: dict[str, Any]) -> dict[str, RobustnessResult]:  # fmt: skip
     """The result of each model, those not known measured now; another model is the surrogate of each."""
@@ -207,7 +198,7 @@ def _evaluated(models: Mapping[str, Classifier], known: Mapping[str, RobustnessR
         )
     return results
 
-# %% ../../nbs/09_report/10_make.ipynb #c4da6bb6
+# %% ../../nbs/09_report/10_make.ipynb #fcca71b6
 def make_report(
     models: Any,
     images: Tensor | ImageSet,

@@ -39,19 +39,26 @@ def _rgb_uri(rgb: np.ndarray) -> str:
     picture.save(buffer, "JPEG", quality=82)
     return _data_uri(buffer.getvalue(), "jpeg")
 
-# %% ../../nbs/09_report/03_pictures.ipynb #23dc8ddd
-def image_uri(image: Tensor) -> str:
-    """An image (C, H, W) in [0, 1] at its own size."""
-    return _rgb_uri(as_pictures(image[None].cpu().float())[0])
+# %% ../../nbs/09_report/03_pictures.ipynb #f61a3725
+def _visible(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) in [0, 1] as (H, W, 3)."""
+    if image.shape[0] not in (1, 3):
+        image = image[:3] if image.shape[0] > 3 else image.mean(0, keepdim=True)
+    return as_pictures(image[None].cpu().float())[0]
 
 # %% ../../nbs/09_report/03_pictures.ipynb #492ec9a3
+def image_uri(image: Tensor) -> str:
+    """An image (C, H, W) in [0, 1] at its own size."""
+    return _rgb_uri(_visible(image))
+
+# %% ../../nbs/09_report/03_pictures.ipynb #e7fdf1b1
 def _enlarged(image: Tensor) -> tuple[np.ndarray, int]:
     """An image (C, H, W) as (sH, sW, 3), with the whole factor s ≥ 1 that brings it to about 168 pixels."""
-    picture = as_pictures(image[None].cpu().float())[0]
+    picture = _visible(image)
     factor = max(1, 168 // max(picture.shape[:2]))
     return picture.repeat(factor, 0).repeat(factor, 1), factor
 
-# %% ../../nbs/09_report/03_pictures.ipynb #e9f1ceb7
+# %% ../../nbs/09_report/03_pictures.ipynb #b3f72b19
 def _edges(mask: np.ndarray, width: int) -> np.ndarray:
     """The rim of a region (H, W), `width` pixels of it inside."""
     inner = mask.copy()
@@ -60,7 +67,7 @@ def _edges(mask: np.ndarray, width: int) -> np.ndarray:
         inner = inner & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
     return mask & ~inner
 
-# %% ../../nbs/09_report/03_pictures.ipynb #4f145594
+# %% ../../nbs/09_report/03_pictures.ipynb #fd1d72ad
 def heat_uri(image: Tensor, heat: Tensor, limit: float, region: Tensor | None = None) -> str:
     """A map (H, W) on the scale to ±`limit` over the grey image (C, H, W), `region` (H, W) bool outlined."""
     picture, factor = _enlarged(image)
@@ -71,14 +78,14 @@ def heat_uri(image: Tensor, heat: Tensor, limit: float, region: Tensor | None = 
         rgb = np.where(edge[..., None], 0.1, rgb)
     return _rgb_uri(rgb)
 
-# %% ../../nbs/09_report/03_pictures.ipynb #ef0d66f2
+# %% ../../nbs/09_report/03_pictures.ipynb #03b5f39e
 def scale_strip(label: str) -> Picture:
     """The colours of maps from −ℓ to ℓ, as a strip."""
     strip = blend(np.linspace(-1.0, 1.0, 128)[None].repeat(8, 0), 1.0)
     ends = "−ℓ (blue), 0 (grey), ℓ (red)"
     return Picture(_rgb_uri(strip), f"Colour scale. {label}: {ends}.", f"{label}: {ends}", "scale")
 
-# %% ../../nbs/09_report/03_pictures.ipynb #03b5f39e
+# %% ../../nbs/09_report/03_pictures.ipynb #0d3058b6
 def svg_uri(figure: Figure) -> str:
     """A figure as SVG whose letters are those of the reader's own sans-serif font; the figure is closed."""
     buffer = io.StringIO()

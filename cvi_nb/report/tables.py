@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .blocks import Block, Checks, Headline, Prose, Section, Table
+from .blocks import Block, Checks, Headline, Prose, Section, Table, spared
 from .curves import curve_at, curve_row
 from .images import Seen, image_sections, main_norm
 from .numbers import NORM_LABELS, interval, number, percent, radius
@@ -138,7 +139,7 @@ def corruption_table(result: RobustnessResult) -> Block:
     for name, r in result.corruptions.iterrows():
         rate, n = "", ""
         if name in result.destruction.index and name not in result.skipped:
-            d = result.destruction.loc[str(name)]
+            d = result.destruction.T[str(name)]
             rate, n = _spread(d, "rate"), str(int(d["n"]))
         rows.append((str(name), _spread(r, "accuracy"), rate, n))
     if not rows:
@@ -155,15 +156,16 @@ def model_parts(
     result: RobustnessResult, seen: Seen | str, count: int, names: Sequence[str], curves_shown: bool
 ) -> tuple[Section, ...]:
     """The sections about one model, after its numbers; `seen` is the reason where its images could not be explained."""
-    against = () if curves_shown else (curve_row({result.name: result}, result.threat),)
-    if isinstance(seen, str):
-        told = Prose(f"The images could not be explained ({seen}).", "warning")
-        shown: tuple[Section, ...] = (Section("The least and the most robust images", (told,)),)
-    else:
-        shown = image_sections(result, seen, count, names)
+    row = None if curves_shown else spared("The curves", lambda: curve_row({result.name: result}, result.threat))
+    against = () if row is None else (row,)
+    tables = [spared("This table", lambda table=table: table(result)) for table in (distance_table, attack_table)]
+    changes = spared("This table", lambda: corruption_table(result))
+    told: Any = Prose(f"The images could not be explained ({seen}).", "warning")
+    if not isinstance(seen, str):
+        told = spared("The pictures", lambda: image_sections(result, seen, count, names))
     return (
         Section("Whether the numbers can be trusted", (*left_out(result), Checks(result.checks))),
-        Section("Attacks and distances", (*against, distance_table(result), attack_table(result))),
-        Section("Harmless changes", (corruption_table(result), *left_out(result, stages=False))),
-        *shown,
+        Section("Attacks and distances", (*against, *tables)),
+        Section("Harmless changes", (changes, *left_out(result, stages=False))),
+        *((Section("The least and the most robust images", (told,)),) if isinstance(told, Prose) else told),
     )
