@@ -61,6 +61,8 @@ def _model(name: str, given: argparse.Namespace) -> tuple[str, Classifier]:
     label = label if equals else (Path(spec).stem if Path(spec).suffix else spec)
     if not spec or not label:
         raise ValueError(f"`--model` must be a name or label=name, got {name!r}")
+    if given.architecture and not Path(spec).suffix:
+        raise ValueError(f"--architecture must go with a file of weights, got {given.architecture} for {spec}")
     if spec in DEFENDED:
         model = load_defended(spec, device=given.device, progress=not given.quiet)
     else:

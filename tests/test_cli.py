@@ -1,10 +1,12 @@
 """The `cvi` command: files that are what they are said to be, and mistakes told in one line."""
 
+import inspect
 import json
 import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from cvi_nb import cli
+from cvi_nb.attack import ATTACKS
 from cvi_nb.cli import main
 from cvi_nb.data import load_digits, load_image, load_photos
 from cvi_nb.models import Classifier, load_classifier, mnist_cnn, save_classifier
@@ -73,9 +76,36 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], 
         ("explain photos --model mnist_cnn --out o", "channel"),
         ("attack zero.png --model mnist_cnn --attack pgd --out o", "--eps"),
         ("attack zero.png --model mnist_cnn --attack pgd --eps 0/1 --out o", "positive number"),
-        ("attack zero.png --model mnist_cnn --attack pgd --eps 0.1 --norm 3 --out o", "0, 2 or inf"),
+        ("attack zero.png --model mnist_cnn --attack pgd --eps 0.1 --norm 3 --out o", "0, 1, 2 or inf"),
         ("attack zero.png --model mnist_cnn --attack ddn --eps 0.1 --out o", "takes no --eps"),
         ("attack zero.png --model mnist_cnn --attack magic --out o", "invalid choice"),
+        ("attack zero.png --model mnist_cnn --attack sigma-zero --norm 2 --out o", "takes no --norm"),
+        ("attack zero.png --model mnist_cnn --attack apgd --norm 0 --eps 3 --out o", "--norm must be one of inf, 2"),
+        ("attack zero.png --model mnist_cnn --attack fgsm --eps 0.1 --steps 3 --out o", "takes no --steps"),
+        ("attack zero.png --model mnist_cnn --steps 0 --out o", "positive integer"),
+        ("attack zero.png --model mnist_cnn --target 99 --out o", "99"),
+        ("attack zero.png --model mnist_cnn --eps nan --out o", "positive number"),
+        ("attack zero.png --model mnist_cnn --labels twice.csv --out o", "one label for each image"),
+        ("attack zero.png --model mnist_cnn --labels blank.csv --out o", "a label for every image"),
+        ("attack zero.png --model mnist_cnn --labels . --out o", "."),
+        ("attack digits --model mnist_cnn --count 0 --out o", "positive integer"),
+        ("explain zero.png --model mnist_cnn --device meta --out o", "--device must be"),
+        ("explain zero.png --model mnist_cnn --seed -1 --out o", "--seed"),
+        ("explain zero.png --model mnist_cnn --seed 1e3 --out o", "at least 0"),
+        ("explain zero.png --model mnist_cnn --seed 99999999999999999999 --out o", "below 2**63"),
+        ("explain zero.png --model mnist_cnn --temperature nan --out o", "positive number"),
+        ("explain zero.png --model mnist_cnn --temperature 0 --out o", "positive number"),
+        ("explain zero.png --model mnist_cnn --batch-size 1.5 --out o", "positive integer"),
+        ("explain zero.png --model mnist_cnn --baseline nan --out o", "baseline"),
+        ("explain zero.png --model mnist_cnn --architecture resnet18 --out o", "architecture"),
+        ("explain zero.png --model mnist_cnn --out zero.png", "--out must be a folder"),
+        ("explain zero.png --model mnist_cnn --out zero.png/deep", "--out must be where"),
+        ("report --model mnist_cnn --images digits --out zero.png/card.html", "--out must be where"),
+        ("report --model mnist_cnn --images digits --shown 0 --out card.html", "positive integer"),
+        ("report --model mnist_cnn --images digits --budget 1 --out card.html", "`budget` must be"),
+        ("report --model mnist_cnn --images digits --threat hard --out card.html", "invalid choice"),
+        ("segment zero.png --spatial 0 --out o", "positive number"),
+        ("segment zero.png --size 0 --out o", "positive integer"),
         ("attack zero.png --model mnist_cnn --labels bad.csv --out o", "columns image and label"),
         ("attack zero.png --model mnist_cnn --labels few.csv --out o", "a label for every image"),
         ("segment zero.png --range -3 --out o", "positive number"),
@@ -94,6 +124,8 @@ def test_mistakes_are_one_line_and_code_2(
     (place / "broken.png").write_bytes(b"not a picture")
     (place / "bad.csv").write_text("a,b\n1,2\n")
     (place / "few.csv").write_text("image,label\nother.png,2\n")
+    (place / "twice.csv").write_text("image,label\nzero.png,2\nzero.png,3\n")
+    (place / "blank.csv").write_text("image,label\nzero.png,\n")
     code, out, err = run(line, capsys)
     assert code == 2 and out == []
     assert err.count("\n") == 1 and err.startswith("cvi") and "Traceback" not in err, err
@@ -181,6 +213,98 @@ def test_segment_labels_are_the_regions(tmp_path: Path, capsys: pytest.CaptureFi
     assert np.array_equal(regions["area"], np.bincount(labels.ravel()))
     red = 255 * load_image(tmp_path / "cat.png")[0, 0].numpy()
     assert np.allclose(regions["red"], [red[labels == k].mean() for k in regions["region"]], atol=0.02)
+
+
+def test_no_picture_overwrites_another(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two suffixes, two spellings, two cases, and images that are called like the command's own files."""
+    names = ["x.png", "x.bmp", "a b.png", "a_b.png", "A_B.bmp", "modes.png", "attack.png", "x.labels.png", "=1+1.png"]
+    digits = load_digits("report").images[::100, 0]
+    for name, image in zip(names, digits, strict=False):
+        Image.fromarray((255 * image).byte().numpy()).save(tmp_path / name)
+    sources = " ".join(shlex.quote(str(tmp_path / name)) for name in names)
+    lines = {
+        "explain": (f"--model {place}/fresh.safetensors --budget 8 --modes", 2 + 1),
+        "attack": (f"--model {place}/fresh.safetensors --attack fgsm --eps 0.1", 3),
+        "segment": ("", 1 + len(names)),
+    }
+    for command, (options, more) in lines.items():
+        code, out, err = run(f"{command} {sources} {options} --quiet --out {tmp_path}/{command}", capsys)
+        assert code == 0, err
+        assert len({path.casefold() for path in out}) == len(out) == len(names) + more
+        assert sorted(out) == sorted(str(path) for path in (tmp_path / command).iterdir())
+    table = pd.read_csv(tmp_path / "attack" / "attack.csv")
+    assert table["image"].tolist() == [*names[:-1], "'=1+1.png"]  # which no spreadsheet runs
+    for i, name in enumerate(table["file"]):  # each file is the image that the table says
+        difference = (
+            load_image(tmp_path / "attack" / name, None, 1)[0, 0] - load_image(tmp_path / names[i], None, 1)[0, 0]
+        )
+        assert float(difference.abs().max()) <= 0.1 + 1e-6
+    for name in ("explain/clusters.csv", "segment/regions.csv"):
+        assert set(pd.read_csv(tmp_path / name)["name"]) == {*names[:-1], "'=1+1.png"}
+    code, _, err = run(  # the table that a command wrote is one that it reads
+        f"attack {sources} --model {place}/fresh.safetensors --attack fgsm --eps 0.1 --quiet "
+        f"--labels {tmp_path}/attack/attack.csv --out {tmp_path}/again", capsys
+    )  # fmt: skip
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_every_attack_of_the_library_is_a_choice(
+    name: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack, option = ATTACKS[name], name.replace("_", "-")
+    line = f"attack {place}/seven.png --model {place}/fresh.safetensors --attack {option} --quiet --out {tmp_path}"
+    line += " --eps 0.2" if attack.ball else ""
+    line += " --steps 10" if "steps" in inspect.signature(attack.function).parameters else ""
+    code, out, err = run(line, capsys)
+    assert code == 0, err
+    assert f"seven.{option}.png" in {Path(path).name for path in out}
+    facts = json.loads((tmp_path / "attack.json").read_text())
+    assert facts["images"] == 1
+
+
+def test_what_nobody_foresaw_is_one_line_and_code_1(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("of a kind\nthat nobody knew")
+
+    monkeypatch.setattr(cli, "segment", fail)
+    code, out, err = run(f"segment {place}/zero.png --out {tmp_path}/o", capsys)
+    assert code == 1 and out == [] and err.count("\n") == 1 and "RuntimeError: of a kind that nobody knew" in err
+    assert "--traceback" in err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_two_at_once(place: Path, tmp_path: Path) -> None:
+    """After kill -9 the same command gives the same files, with nothing left over; so do two that run side by side."""
+    digits = load_digits("report").images
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        cli._write_image(digits[170 * i], tmp_path / "in" / f"{i}.png")
+    env = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        line = f"explain {tmp_path}/in --model {place}/fresh.safetensors --budget 8 --quiet --out {tmp_path}/{out}"
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([sys.executable, "-m", "cvi_nb.cli", *shlex.split(line)], env=env, **silent)  # type: ignore[call-overload]
+
+    first = start("whole")
+    assert first.wait() == 0
+    whole = contents(tmp_path / "whole")
+    for k in range(4):  # killed as soon as its k-th file, or a part of one, is there
+        killed = start("killed")
+        while killed.poll() is None and len(list((tmp_path / "killed").glob("*"))) <= k:
+            time.sleep(0.002)
+        killed.kill()
+        killed.wait()
+    assert start("killed").wait() == 0 and contents(tmp_path / "killed") == whole
+    both = [start("both"), start("both")]
+    assert [one.wait() for one in both] == [0, 0] and contents(tmp_path / "both") == whole
 
 
 @pytest.mark.slow
