@@ -236,7 +236,7 @@ def _one_step(probe: Probe) -> Tensor:
     eps = probe.effort.eps
     if probe.effort.norm == math.inf:
         return probe.fooled(fgsm, eps=eps)
-    return probe.fooled(pgd, eps=eps, norm=2, steps=1, alpha=eps, random_start=False)
+    return probe.fooled(pgd, eps=eps, norm=2, steps=1, step_size=eps, random_start=False)
 
 # %% ../../nbs/07_robustness/03_checks.ipynb #c61139c4
 def _climb(probe: Probe, eps: float) -> Tensor:
