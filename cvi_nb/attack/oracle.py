@@ -166,15 +166,15 @@ class ZeroGradientWarning(VanishedGradientWarning):
 # %% ../../nbs/04_attack/01_oracle.ipynb #7d9d116c
 def distrust(oracle: Oracle, success: Tensor) -> str | None:
     """What is wrong with the gradients on which a run with `success` (B,) rests, or None."""
-    blind, broken = (oracle.backward > 0) & ~oracle.seen & ~success, oracle.broken & ~success
+    blind = (oracle.backward > 0) & ~oracle.seen & ~success
     if bool(blind.any()):
         return (
             f"the model's gradient was zero or not finite throughout for {int(blind.sum())} of {len(blind)} samples; "
             "that they resist says nothing. Try `square`, which needs no gradient."
         )
-    if bool(broken.any()):
+    if bool(oracle.broken.any()):
         return (
-            f"the model's gradient was not finite at some steps for {int(broken.sum())} of {len(broken)} samples, and "
-            "counted as zero there; that they resist says little. Try `square`, which needs no gradient."
+            f"the model's gradient was not finite at some steps for {int(oracle.broken.sum())} of {len(blind)} samples, "
+            "and counted as zero there; that they resist, or how far they are, says little. Try `square`."
         )
     return None

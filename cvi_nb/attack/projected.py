@@ -66,7 +66,8 @@ def pgd(
     steps, step_size = check_integer(steps, "steps", 1), check_real(step_size, "step_size", above=0, optional=True)
     restarts = check_integer(options.pop("restarts", 1), "restarts", 1)
     early_stop = check_flag(options.pop("early_stop", True), "early_stop")
-    if restarts > 1 and not check_flag(random_start, "random_start"):
+    random_start = check_flag(random_start, "random_start")
+    if restarts > 1 and not random_start:
         raise ValueError(f"`restarts` must be 1 without `random_start`, got {restarts}: all runs would be the same.")
     step_size = 2.5 * eps / steps if step_size is None else step_size
     run = Run(model, images, labels, norm=norm, eps=eps, **options)
