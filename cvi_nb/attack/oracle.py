@@ -174,7 +174,7 @@ def distrust(oracle: Oracle, success: Tensor) -> str | None:
         )
     if bool(oracle.broken.any()):
         return (
-            f"the model's gradient was not finite at some steps for {int(oracle.broken.sum())} of {len(blind)} samples, "
-            "and counted as zero there; that they resist, or how far they are, says little. Try `square`."
+            f"the model's gradient was not finite at some steps for {int(oracle.broken.sum())} of {len(blind)} samples,"
+            " and counted as zero there; that they resist, or how far they are, says little. Try `square`."
         )
     return None
