@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from cvi_nb.inference import NoisePosterior, infer_noise
 from cvi_nb.inference.noise import gaussian_kl
-from cvi_nb.models import Evaluations
+from cvi_nb.models import Evaluations, as_classifier
 from cvi_nb.validation import VanishedGradientWarning
 
 HEIGHT, WIDTH = 5, 4
@@ -306,3 +307,21 @@ def test_the_old_name_of_the_interval_warns():
     found = infer_noise(linear, image(), 0, partition=LABELS)
     with pytest.warns(DeprecationWarning, match="confidence_interval"):
         assert torch.equal(found.credible_interval(0.9), found.interval)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(dtype):
+    x = image(2, 3).to(dtype)
+    found = infer_noise(network(), x, partition=LABELS, temperature=1e-6)
+    assert found.deviation.dtype == torch.float32 and bool(found.bound.isfinite().all())
+    assert torch.equal(found.deviation, infer_noise(network(), x.float(), partition=LABELS, temperature=1e-6).deviation)
+
+
+def test_threads_that_share_a_classifier():
+    """Maps and counts of each call are its own."""
+    model, x = as_classifier(network()), image(2, 3)
+    alone = infer_noise(model, x, partition=LABELS)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: infer_noise(model, x, partition=LABELS), range(8)))
+    assert all(torch.equal(one.deviation, alone.deviation) for one in found)
+    assert {one.evaluations for one in found} == {alone.evaluations}

@@ -123,7 +123,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def accepts(options: Callable[..., Any]) -> Callable[[Function], Function]:
     """Decorator: the `**options` of a function are those of `options`, a function or a dataclass.
 
-    They appear in the function's signature, and one that neither has is a `TypeError` that names it.
+    They appear in the function's signature, one that neither has is a `TypeError` that names it, and `options`
+    itself is the new function's attribute `options`.
     """
 
     def enter(function: Function) -> Function:
@@ -138,7 +139,7 @@ def accepts(options: Callable[..., Any]) -> Callable[[Function], Function]:
             check_options(given, call)
             return function(*args, **given)
 
-        call.__signature__ = both  # type: ignore[attr-defined]
+        call.__signature__, call.options = both, options  # type: ignore[attr-defined]
         return cast(Function, call)
 
     return enter

@@ -366,7 +366,7 @@ def infer_noise(
     Parameters
     ----------
     model : `Classifier`, `nn.Module` or callable giving logits (B, K) for images in [0, 1]; differentiable
-    images : (B, C, H, W) in [0, 1]; noise is not clipped to [0, 1]
+    images : (B, C, H, W) in [0, 1]; half precision is computed in float32; noise is not clipped to [0, 1]
     target : a class, classes (B,), a boolean mask of classes (B, K), or None for the model's own top class
     partition : a name of `PARTITIONS`, a callable `images -> labels`, int64 labels (B, H, W), or several, averaged
     temperature : β; None for 1 / (C H W)
@@ -383,6 +383,7 @@ def infer_noise(
     VanishedGradientWarning : the gradient is zero in every draw, so that the posterior is the prior and says nothing
     """
     images, chosen = check_images(images), NoiseOptions(**options)
+    images = images.float() if images.element_size() < 4 else images  # squared slopes overflow half precision
     temperature = check_real(temperature, "temperature", above=0, optional=True)
     prior_deviation = check_real(prior_deviation, "prior_deviation", above=0)
     function, change = _aimed(evidence)
