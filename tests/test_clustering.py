@@ -416,6 +416,15 @@ def test_colour_spaces(photos, space, peer):
         assert (to_rgb(from_rgb(grey, space), space) - grey).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("images", [torch.zeros(1, 2, 4, 4), torch.zeros(3, 4, 4), torch.zeros(1, 3, 4, 4).int(), None])
+def test_colours_of_what_has_none_are_refused_by_name(images):
+    for function, name in ((from_rgb, "images"), (to_rgb, "coordinates")):
+        with pytest.raises(ValueError, match=f"`{name}` must be a floating point tensor"):
+            function(images)
+        with pytest.raises(ValueError, match="did you mean 'luv'"):
+            function(torch.zeros(1, 3, 4, 4), "luw")
+
+
 def test_without_the_library_the_portable_path_is_used_and_says_so_once(photos, monkeypatch):
     from cvi_nb.clustering import compiled, filtering
 

@@ -46,6 +46,13 @@ def _mix(images: Tensor, inverse: bool = False) -> Tensor:
     r, g, b = images.unbind(1)
     return torch.stack([row[0] * r + row[1] * g + row[2] * b for row in matrix], 1)
 
+# %% ../../nbs/02_clustering/01_colour.ipynb #c0a1ch01
+def _check_channels(images: Tensor, name: str) -> None:
+    fits = isinstance(images, Tensor) and images.is_floating_point() and images.ndim == 4
+    if not fits or images.shape[1] not in (1, 3):
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"`{name}` must be a floating point tensor of shape (B, 1 or 3, H, W), got {got}")
+
 # %% ../../nbs/02_clustering/01_colour.ipynb #dd7eaeeb
 def from_rgb(images: Tensor, space: str = "luv") -> Tensor:
     """Colour coordinates of images.
@@ -63,6 +70,7 @@ def from_rgb(images: Tensor, space: str = "luv") -> Tensor:
     Tensor (B, 3, H, W), or (B, 1, H, W) for grey images and for ``space="grey"``.
     """
     check_choice(space, "space", COLOUR_SPACES)
+    _check_channels(images, "images")
     if space in ("rgb", "grey") and (images.shape[1] == 1 or space == "rgb"):
         return 100 * images
     if space == "grey":
@@ -86,6 +94,7 @@ def from_rgb(images: Tensor, space: str = "luv") -> Tensor:
 def to_rgb(coordinates: Tensor, space: str = "luv") -> Tensor:
     """The inverse of `from_rgb`, clamped to [0, 1]: (B, 3, H, W), or (B, 1, H, W) for one coordinate."""
     check_choice(space, "space", COLOUR_SPACES)
+    _check_channels(coordinates, "coordinates")
     if space in ("rgb", "grey"):
         return (coordinates / 100).clamp(0, 1)
     y = _cube((coordinates[:, 0] + 16) / 116)

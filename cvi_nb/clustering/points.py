@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .compiled import PointCloud, PointTree, has_compiled, say_portable, split
-from ..validation import check_choice, check_flag, check_integer, check_options, check_real
+from ..validation import check_choice, check_flag, check_integer, check_options, check_real, check_seed
 
 _CHUNK = 2**21  # elements of a chunk's distance matrix
 _LARGEST = {torch.float32: 2.0**60, torch.float64: 2.0**500}  # whose squares can be added up
@@ -186,6 +186,7 @@ def climb_points(
     ends (S, D), mass (S,): the weight in the last window (flat) or the unnormalised density (normal), iterations (S,),
     and the length of the last step (S,).
     """
+    check_choice(kernel, "kernel", ("flat", "normal"))
     check_choice(backend, "backend", ("auto", "compiled", "portable"))
     tolerance = check_real(tolerance, "tolerance", least=0)
     max_iterations = check_integer(max_iterations, "max_iterations", least=1, most=2**31 - 1)
@@ -266,7 +267,7 @@ def estimate_bandwidth(
     """
     points = _check_points(points)
     quantile = check_real(quantile, "quantile", above=0, most=1)
-    queries = check_integer(queries, "queries", least=1)
+    queries, seed = check_integer(queries, "queries", least=1), check_seed(seed)
     weights = _check_weights(weights, points)
     points, weights = points[weights > 0], weights[weights > 0]
     chosen = torch.arange(len(points))
@@ -352,7 +353,6 @@ def mean_shift(
     """
     points = _check_points(points)
     weights = _check_weights(weights, points)
-    check_choice(kernel, "kernel", ("flat", "normal"))
     check_choice(labels, "labels", ("basin", "nearest"))
     check_flag(cluster_all, "cluster_all")
     check_options(options, climb_points, "mean_shift")
@@ -404,7 +404,7 @@ def _check_parameters(
     check_integer(min_bin_freq, "min_bin_freq", least=1)
     check_integer(n_jobs, "n_jobs", optional=True)
     check_choice(labels, "labels", ("basin", "nearest"), optional=True)
-    check_integer(max_iter, "max_iter", least=1)
+    check_integer(max_iter, "max_iter", least=1, most=2**31 - 1)
 
 # %% ../../nbs/02_clustering/06_points.ipynb #9c64c837
 class MeanShift(ClusterMixin, BaseEstimator):

@@ -113,11 +113,11 @@ def _regions(
     return partition
 
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #d7299803
-def _bandwidths(range_bandwidth: Any) -> tuple[float, ...]:
-    given = list(range_bandwidth) if isinstance(range_bandwidth, Sequence) else [range_bandwidth]
+def _bandwidths(bandwidths: Any, name: str) -> tuple[float, ...]:
+    given = list(bandwidths) if isinstance(bandwidths, Sequence) else [bandwidths]
     if not given:
-        raise ValueError("`range_bandwidth` must be a number or several, got an empty sequence")
-    return tuple(check_real(value, "range_bandwidth", above=0) for value in given)
+        raise ValueError(f"`{name}` must be a number or several, got an empty sequence")
+    return tuple(check_real(value, name, above=0) for value in given)
 
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #335a5552
 def _level(domain: Domain, modes: Tensor, merge: float, min_size: int, start: Tensor | None) -> Tensor:
@@ -172,7 +172,7 @@ def segment(
     TypeError, ValueError
         An argument is not as above; the message names it.
     """
-    bandwidths = _bandwidths(range_bandwidth)
+    bandwidths = _bandwidths(range_bandwidth, "range_bandwidth")
     min_size, merge = check_integer(min_size, "min_size", least=0), check_real(merge, "merge", least=0)
     check_flag(nested, "nested")
     of_domain = {key: options.pop(key) for key in _DOMAIN_OPTIONS if key in options}
@@ -272,7 +272,7 @@ def hierarchy(
     ValueError
         The bandwidths do not rise, or another argument is not as `segment` expects.
     """
-    bandwidths = _bandwidths(range_bandwidths)
+    bandwidths = _bandwidths(range_bandwidths, "range_bandwidths")
     if any(later <= earlier for earlier, later in pairwise(bandwidths)):
         raise ValueError(f"`range_bandwidths` must rise, got {range_bandwidths!r}")
     labels, _ = segment(images, spatial_bandwidth, bandwidths, min_size, nested=True, **options)
