@@ -6,22 +6,16 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import gzip
-import hashlib
 import html
 import importlib.util
 import inspect
 import io
 import math
 import os
-import platform
 import random
-import re
-import secrets
 import stat
 import struct
-import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -40,112 +34,15 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.models import ResNet50_Weights
 from tqdm.auto import tqdm
 
+from .files import atomic_path, cache_dir, csv_safe  # noqa: F401
 from .plot import show_images
 from .validation import check_choice, check_flag, check_images, check_integer, check_labels, check_seed
 
-_all_ = ["check_images", "check_labels"]  # users find them here, too
+_all_ = ["atomic_path", "cache_dir", "check_images", "check_labels", "csv_safe"]  # users find them here, too
 
 # %% auto #0
-__all__ = ['MAX_PIXELS', 'atomic_path', 'cache_dir', 'csv_safe', 'ImageSet', 'load_image', 'imagenet_classes', 'load_photos',
-           'load_digits', 'load_folder', 'from_dataset', 'load_torchvision', 'check_images', 'check_labels']
-
-# %% ../nbs/00_data.ipynb #79adffbf
-@cache
-def _machine() -> str:
-    """Six digits that differ between machines, and between containers on one machine."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:6]
-
-# %% ../nbs/00_data.ipynb #d57c7163
-def _lives(process: int) -> bool:
-    """Whether a process of this machine still runs; on Windows, where asking would end it, the answer is yes."""
-    if os.name == "nt":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-# %% ../nbs/00_data.ipynb #4a48858c
-_PART = re.compile(r"\..*-part-(\d+)-([0-9a-f]{6})-[0-9a-f]{12}(\.[^.]*)?")
-_WEEK = 7 * 24 * 3600
-
-
-def _sweep(folder: Path) -> None:
-    """Remove temporary files of `atomic_path` that nobody writes any more."""
-    for entry in os.scandir(folder):
-        if found := _PART.fullmatch(entry.name):
-            with contextlib.suppress(OSError):  # another process may sweep, too
-                ours = found[2] == _machine() and not _lives(int(found[1]))
-                if ours or time.time() - entry.stat().st_mtime > _WEEK:
-                    os.unlink(entry.path)
-
-# %% ../nbs/00_data.ipynb #da43c771
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path to write to; it becomes `path` if the block succeeds, and is removed if it fails.
-
-    The temporary file lies in the same folder and has the same suffix, so that writers which look at the suffix work.
-    Missing parent folders are made, and what killed processes left there is removed. An existing `path` stays as it was
-    until the new file is complete.
-
-    Raises
-    ------
-    IsADirectoryError : `path` is a folder
-    FileNotFoundError : the block ended without writing the file
-    """
-    final = Path(os.path.realpath(path))  # a link is written through, not replaced
-    if final.is_dir():
-        raise IsADirectoryError(f"`path` must be a file to write, got the folder {final}")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final.parent)
-    writer = f"{os.getpid()}-{_machine()}-{secrets.token_hex(6)}"
-    temporary = final.with_name(f".{final.stem.strip('.')[:32]}-part-{writer}{final.suffix}")
-    try:
-        yield temporary
-        if not temporary.is_file():
-            raise FileNotFoundError(f"nothing was written for {final}")
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-# %% ../nbs/00_data.ipynb #264e24a9
-def cache_dir() -> Path:
-    """The folder for trained weights and downloads: $CVI_HOME, else $XDG_CACHE_HOME/cvi_nb, else ~/.cache/cvi_nb.
-
-    The folder is named, not made.
-    """
-    if home := os.environ.get("CVI_HOME"):
-        return Path(home).expanduser()
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification wants relative paths ignored.
-    return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "cvi_nb"
-
-# %% ../nbs/00_data.ipynb #f881d7ef
-_FORMULA = re.compile(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four: their full-width twins
-
-
-def csv_safe(frame: pd.DataFrame) -> pd.DataFrame:
-    """A copy of `frame` in which no text (cell, column name or index) is a formula to a spreadsheet."""
-    if not isinstance(frame, pd.DataFrame):
-        raise TypeError(f"`frame` must be a pandas.DataFrame, got {type(frame).__name__}")
-
-    def quoted(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-    safe = frame.rename(index=quoted, columns=quoted)
-    for i in range(safe.shape[1]):
-        if not pd.api.types.is_numeric_dtype(safe.dtypes.iloc[i]):
-            safe.isetitem(i, safe.iloc[:, i].map(quoted).array)
-    return safe
+__all__ = ['MAX_PIXELS', 'ImageSet', 'load_image', 'imagenet_classes', 'load_photos', 'load_digits', 'load_folder',
+           'from_dataset', 'load_torchvision', 'atomic_path', 'cache_dir', 'check_images', 'check_labels', 'csv_safe']
 
 # %% ../nbs/00_data.ipynb #e9cbc521
 def _positions(key: Any, names: tuple[str, ...]) -> list[int]:

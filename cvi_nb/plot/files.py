@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from ..files import atomic_path
 from .theme import style
 
 # %% auto #0
@@ -55,18 +55,10 @@ def save_figure(fig: Figure, path: str | os.PathLike[str], dpi: int = 300, close
     final = Path(path)
     if final.suffix.lower() not in METADATA:
         raise ValueError(f"`path` must end in one of {tuple(METADATA)}, got {final.name!r}")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.stem[:64]}.{secrets.token_hex(6)}{final.suffix}")
-    try:
-        with style(), warnings.catch_warnings():
-            # Axes placed by hand, as `heat_grid` does, leave constrained layout nothing to do; it warns of that.
-            warnings.filterwarnings("ignore", message="There are no gridspecs with layoutgrids")
-            fig.savefig(temporary, dpi=dpi, metadata=METADATA[final.suffix.lower()], bbox_inches=None)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(final) as temporary, style(), warnings.catch_warnings():
+        # Axes placed by hand, as `heat_grid` does, leave constrained layout nothing to do; it warns of that.
+        warnings.filterwarnings("ignore", message="There are no gridspecs with layoutgrids")
+        fig.savefig(temporary, dpi=dpi, metadata=METADATA[final.suffix.lower()], bbox_inches=None)
     if close:
         plt.close(fig)
     return final
