@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .perturbation import Regions
-from ..models import EVIDENCE, Evidence, as_classifier, log_probability, logit
+from ..models import EVIDENCES, Evidence, as_classifier, log_probability, logit
 from ..validation import check_gradient, check_logits, check_target
 
 # %% auto #0
@@ -33,7 +33,7 @@ def resolve_target(model: Callable[[Tensor], Tensor], images: Tensor, target: An
 # %% ../../nbs/03_inference/02_game.ipynb #df190689
 def _answer(model: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, evidence: Evidence) -> Tensor:
     """Evidence (N,) of `images`, refused unless model, target and evidence fit together."""
-    relative = evidence in EVIDENCE.values() and evidence is not logit  # to other classes, which there must be, then
+    relative = evidence in EVIDENCES.values() and evidence is not logit  # to other classes, which there must be, then
     logits = check_logits(model(images), len(images), least=2 if relative else 1)
     check_target(target[None], 1, logits.shape[1])
     values = evidence(logits, target.expand(len(images), *target.shape))
