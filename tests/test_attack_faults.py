@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cvi_nb import attack
 from cvi_nb.attack import ATTACKS, ZeroGradientWarning
+from cvi_nb.models import Classifier
 
 NAMES = list(ATTACKS)
 FREE = [name for name, found in ATTACKS.items() if not found.ball]
@@ -235,6 +236,20 @@ def test_other_precisions(name, dtype) -> None:
     result = ask(name, model, x, y)
     assert result.images.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert result.success.any() or name == "jsma"
+
+
+@pytest.mark.parametrize("name", FREE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_in_half_precision(name, dtype) -> None:
+    """Their logits move by a thousandth: what succeeds must lead by more than that."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(30, 3)).to(dtype).requires_grad_(False)
+    x = linear(3, count=6)[1]
+    y = Classifier(network).predict(x)
+    for images in (x, x.to(dtype), x.double()):
+        result = ask(name, network, images, y)
+        assert result.success.float().mean() >= (1 if name != "jsma" else 0.5)
+        assert torch.equal(Classifier(network).predict(result.adversarial) != y, result.success)
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])

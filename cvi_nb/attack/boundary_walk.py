@@ -29,7 +29,7 @@ def walk(
 
     Returns the nearest success (n, C, H, W) of this walk and its distance (n,); `run` keeps it.
     """
-    clean, aim = run.images[rows], Goal(run.labels, classes)
+    clean, aim = run.images[rows], Goal(run.labels, classes, run.precision)
     best, nearest = x, norms(x - clean, run.norm).new_full((len(x),), math.inf)
     beyond = torch.full_like(nearest, 0.02)
     for k in range(steps):
@@ -50,7 +50,8 @@ def walk(
 def reach(run: Run, rows: Tensor, classes: Tensor, steps: int, first: Tensor) -> Tensor:
     """Climb from the originals until `classes` (B,) lead: (n, C, H, W). Steps grow from length `first` (n,)."""
     x, way = run.images[rows].clone(), torch.zeros_like(run.images[rows])
-    loss, decay = (Goal(run.labels, classes).lead, 0.0) if run.target is None else (run.cross_entropy, 0.5)
+    aim = Goal(run.labels, classes, run.precision)
+    loss, decay = (aim.lead, 0.0) if run.target is None else (run.cross_entropy, 0.5)
     going = torch.arange(len(rows), device=rows.device)
     for k in range(steps):
         _, slope, logits = run.gradient(x[going], rows[going], loss)

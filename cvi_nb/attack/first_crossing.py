@@ -38,7 +38,7 @@ def nearest_rival(
     own = run.labels[rows] if run.target is None else (run.clean[rows] if ahead is None else ahead).argmax(1)
     logits, slopes = run.jacobian(x, rows, torch.cat([rivals, own[:, None]], 1))
     z = logits.gather(1, torch.cat([rivals, own[:, None]], 1))
-    slack = 1e-5 * torch.maximum(z[:, :-1].abs().nan_to_num(posinf=0), z[:, -1:].abs())
+    slack = run.precision * torch.maximum(z[:, :-1].abs().nan_to_num(posinf=0), z[:, -1:].abs())
     needs = torch.maximum(z[:, -1:] - z[:, :-1], 2 * slack)
     steps = torch.stack(
         [boundary_step(slopes[:, j] - slopes[:, -1], needs[:, j], -x, 1 - x, norm) for j in range(rivals.shape[1])], 1

@@ -14,7 +14,7 @@ from ..models import Classifier, as_classifier
 from ..validation import VanishedGradientWarning, check_batch_size, check_flag, check_images
 
 # %% auto #0
-__all__ = ['Model', 'Loss', 'admit', 'slope', 'slopes', 'Books', 'Oracle', 'ZeroGradientWarning', 'distrust']
+__all__ = ['Model', 'Loss', 'admit', 'rounding', 'slope', 'slopes', 'Books', 'Oracle', 'ZeroGradientWarning', 'distrust']
 
 # %% ../../nbs/04_attack/01_oracle.ipynb #babb5419
 Model = Callable[[Tensor], Tensor] | Classifier
@@ -28,13 +28,22 @@ def admit(model: Model, images: Tensor) -> tuple[Classifier, Tensor]:
     precision.
     """
     classifier, found = as_classifier(model), check_images(images, allow_empty=True).detach()
-    found = found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
     weight = next((p for p in classifier.parameters() if p.is_floating_point()), None)
+    exact = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
+    if any(d in (torch.float16, torch.bfloat16) for d in (found.dtype, weight.dtype if weight is not None else None)):
+        found = found.to(exact)
     if weight is not None and weight.device != found.device:
         raise ValueError(f"`images` must be on the model's device, {weight.device}, got {found.device}.")
     if weight is not None and {weight.dtype, found.dtype} == {torch.float32, torch.float64}:
         raise ValueError(f"`images` must have the model's dtype, {weight.dtype}, got {found.dtype}.")
     return classifier, found
+
+# %% ../../nbs/04_attack/01_oracle.ipynb #de851060
+def rounding(model: Classifier) -> float:
+    """Share of a logit that rounding may move: 1e-5 from float32 on, two units of the last place in half precision."""
+    weight = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    halves = [d for d in (weight, model.autocast) if d in (torch.float16, torch.bfloat16)]
+    return max([1e-5, *(2 * torch.finfo(d).eps for d in halves)])
 
 # %% ../../nbs/04_attack/01_oracle.ipynb #866df3aa
 def _leaf(x: Tensor) -> Tensor:

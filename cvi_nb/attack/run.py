@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from .geometry import Norm, confine, grid_points, inside, norms, per_sample, steepest
-from .oracle import Loss, Model, Oracle, ZeroGradientWarning, distrust
+from .oracle import Loss, Model, Oracle, ZeroGradientWarning, distrust, rounding
 from ..models import Evaluations, margin
 from ..plot import show_images
 from cvi_nb.validation import (
@@ -80,6 +80,7 @@ class Goal:
 
     labels: Tensor
     target: Tensor | None = None
+    precision: float = 1e-5  # share of a logit that rounding may move
 
     def achieved(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether the top class is the target, or not the label: (n,) bool. NaN is no class."""
@@ -103,7 +104,7 @@ class Goal:
         logits = logits.detach()
         rival = logits.scatter(1, own[:, None], -math.inf).amax(1)
         pair = torch.stack([rival, logits.gather(1, own[:, None])[:, 0]], 1).abs()
-        return 1e-5 * pair.masked_fill(~pair.isfinite(), 0).amax(1)
+        return self.precision * pair.masked_fill(~pair.isfinite(), 0).amax(1)
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The margin beyond the slack, which searches raise: (n,)."""
@@ -299,6 +300,7 @@ class Search(Goal, Oracle):
         batch_size, seed, compact, flags = _defaults(**options)
         Oracle.__init__(self, model, images, batch_size, compact=compact)
         self.norm, self.eps, self.flags, self.traced = norm, eps, flags, list[Tensor]()
+        self.precision = rounding(self.model)
         self.generator = torch.Generator().manual_seed(seed)
         self.everyone = torch.arange(len(images), device=images.device)
         self.clean = self.logits(self.images, self.everyone)
