@@ -1,8 +1,8 @@
 """One bad argument at a time, at every public door: `python tests/fuzz.py 10000` prints what happened to each case.
 
-A case takes a call that works, puts a wrong or odd value in the place of one argument, and calls. What may come back is a
-right result, or an error that names the argument (its name in backticks); nothing else, no NaN in a result that had none,
-and no caller's tensor changed.
+A case takes a call that works, puts a wrong or odd value in the place of one argument, and calls. What may come back is
+a right result, or an error that names the argument (its name in backticks); nothing else, no NaN in a result that had
+none, and no caller's tensor changed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,46 @@ def values() -> dict[str, Any]:
     masks = torch.zeros(2, 12, 12, dtype=torch.bool)
     masks[:, :6] = True
     return {
-        "model": network(), "network": network(), "images": images, "labels": labels, "target": labels, "maps": maps,
-        "masks": masks, "partition": partition, "image": images[:1], "eps": 0.1, "deviation": 0.2, "steps": 4,
-        "explain": lambda model, images, target: images.mean(1), "methods": {"m": lambda model, images, target: images.mean(1)},
-        "area": 0.25, "baseline": "grey", "sigma": 1.0, "inputs": images, "targets": labels, "budget": 16, "draws": 4,
-        "a": [0.1, 0.4, 0.3], "b": [0.2, 0.1, 0.3], "p": [0.01, 0.2], "successes": 3, "n": 10, "more": 3, "less": 1,
-        "differences": [0.1, -0.2, 0.3], "points": torch.rand(12, 2, generator=generator), "logits": torch.randn(2, 3),
-        "distances": torch.tensor([0.1, 0.2]), "size": (12, 12), "heat": maps[0], "delta": images - 0.5, "norm": 2.0,
-        "clusters": 9, "samples": 20, "X": np.random.default_rng(0).random((12, 2)),
-    }  # fmt: skip
+        "model": network(),
+        "network": network(),
+        "images": images,
+        "labels": labels,
+        "target": labels,
+        "maps": maps,
+        "masks": masks,
+        "partition": partition,
+        "image": images[:1],
+        "eps": 0.1,
+        "deviation": 0.2,
+        "steps": 4,
+        "explain": lambda model, images, target: images.mean(1),
+        "methods": {"m": lambda model, images, target: images.mean(1)},
+        "area": 0.25,
+        "baseline": "grey",
+        "sigma": 1.0,
+        "inputs": images,
+        "targets": labels,
+        "budget": 16,
+        "draws": 4,
+        "a": [0.1, 0.4, 0.3],
+        "b": [0.2, 0.1, 0.3],
+        "p": [0.01, 0.2],
+        "successes": 3,
+        "n": 10,
+        "more": 3,
+        "less": 1,
+        "differences": [0.1, -0.2, 0.3],
+        "points": torch.rand(12, 2, generator=generator),
+        "logits": torch.randn(2, 3),
+        "distances": torch.tensor([0.1, 0.2]),
+        "size": (12, 12),
+        "heat": maps[0],
+        "delta": images - 0.5,
+        "norm": 2.0,
+        "clusters": 9,
+        "samples": 20,
+        "X": np.random.default_rng(0).random((12, 2)),
+    }
 
 
 #: Doors that need other arguments than their names say, or smaller settings than their defaults.
@@ -97,7 +128,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "faithfulness.attack_confined": {"maps": {"m": values()["maps"]}, "areas": (0.25,), "steps": 2, "norm_steps": 8},
     "faithfulness.evaluate_faithfulness": {"maps": {"m": values()["maps"]}, "metrics": ("deletion",)},
     "faithfulness.quality_against_budget": {
-        "methods": {"m": lambda model, images, target, budget: images.mean(1)}, "budgets": (2,), "tile": 4},
+        "methods": {"m": lambda model, images, target, budget: images.mean(1)},
+        "budgets": (2,),
+        "tile": 4,
+    },
     "faithfulness.infidelity": {"draws": 4},
     "faithfulness.max_sensitivity": {"draws": 2},
     "faithfulness.seed_agreement": {"explain": lambda model, images, target, seed: images.mean(1)},
@@ -113,43 +147,156 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "peers.smooth_grad": {"samples": 2},
     "peers.rise": {"masks": 8, "cells": 3},
     "peers.occlusion": {"window": 4, "stride": 4},
-}  # fmt: skip
+}
 
 #: Public, and not fuzzed: what they are for is not numbers of a caller.
 LEFT_OUT = {
-    **dict.fromkeys(["models.load_classifier", "models.read_header", "models.save_classifier", "models.shipped_weights",
-                     "defence.load_defended", "plot.save_figure"], "files: tests/test_models.py, test_data.py, test_plot.py"),
-    **dict.fromkeys(["attack.register_attack", "faithfulness.metric", "faithfulness.old_order", "peers.peer",
-                     "attack.Attack", "robustness.checks_frame"], "registration, by whoever writes a chapter"),
-    **dict.fromkeys(["attack.boundary_step", "attack.steepest", "attack.per_sample", "defence.squared_slope", "plot.blend",
-                     "faithfulness.removal_path", "faithfulness.removal_ranks", "faithfulness.separable", "plot.luminance",
-                     "plot.heat_limit", "plot.outlines", "attack.norms", "attack.project"],
-                    "inside a chapter's own functions, whose doors are tested"),
-    **dict.fromkeys(["attack.destruction_rate", "attack.destruction_rates", "inference.necessary_set",
-                     "inference.sufficient_set", "defence.recipe"], "take a result of the package, not numbers"),
-    **dict.fromkeys(["peers.grad_cam", "peers.grad_cam_plus_plus", "peers.information_bottleneck", "peers.feature_moments",
-                     "peers.kernel_shap", "peers.lime", "peers.shap_partition", "peers.explain_all"],
-                    "other packages behind one shared check; need a convolutional network or seconds a call"),
-    **dict.fromkeys(["robustness.evaluate_robustness", "robustness.trust_checks", "attack.ensemble"],
-                    "seconds a call: their doors are tested in test_robustness.py and test_attack.py"),
-}  # fmt: skip
+    **dict.fromkeys(
+        [
+            "models.load_classifier",
+            "models.read_header",
+            "models.save_classifier",
+            "models.shipped_weights",
+            "defence.load_defended",
+            "plot.save_figure",
+        ],
+        "files: tests/test_models.py, test_data.py, test_plot.py",
+    ),
+    **dict.fromkeys(
+        [
+            "attack.register_attack",
+            "faithfulness.metric",
+            "faithfulness.old_order",
+            "peers.peer",
+            "attack.Attack",
+            "robustness.checks_frame",
+        ],
+        "registration, by whoever writes a chapter",
+    ),
+    **dict.fromkeys(
+        [
+            "attack.boundary_step",
+            "attack.steepest",
+            "attack.per_sample",
+            "defence.squared_slope",
+            "plot.blend",
+            "faithfulness.removal_path",
+            "faithfulness.removal_ranks",
+            "faithfulness.separable",
+            "plot.luminance",
+            "plot.heat_limit",
+            "plot.outlines",
+            "attack.norms",
+            "attack.project",
+        ],
+        "inside a chapter's own functions, whose doors are tested",
+    ),
+    **dict.fromkeys(
+        [
+            "attack.destruction_rate",
+            "attack.destruction_rates",
+            "inference.necessary_set",
+            "inference.sufficient_set",
+            "defence.recipe",
+        ],
+        "take a result of the package, not numbers",
+    ),
+    **dict.fromkeys(
+        [
+            "peers.grad_cam",
+            "peers.grad_cam_plus_plus",
+            "peers.information_bottleneck",
+            "peers.feature_moments",
+            "peers.kernel_shap",
+            "peers.lime",
+            "peers.shap_partition",
+            "peers.explain_all",
+        ],
+        "other packages behind one shared check; need a convolutional network or seconds a call",
+    ),
+    **dict.fromkeys(
+        ["robustness.evaluate_robustness", "robustness.trust_checks", "attack.ensemble"],
+        "seconds a call: their doors are tested in test_robustness.py and test_attack.py",
+    ),
+}
 
 
 def odd() -> list[Any]:
     """Values that somebody has passed by mistake, or that are right in an unusual type."""
     images = values()["images"]
     return [
-        None, True, False, "x", "", b"x", -1, 0, 1, 2, 3, 10**20, -0.5, 0.5, 1.5, 1e30, math.nan, math.inf, -math.inf, 1j,
-        [], (), {}, [1], [1, 2], [0.5, math.nan], [[1, 2], [3]], "linf", object(), len, int, np.int32(2), np.float64(0.3),
-        np.array(2), np.array([1, 2], dtype=np.int32), np.array(["a"]), torch.tensor(1), torch.tensor(0.2), torch.tensor([]),
-        torch.tensor(math.nan), torch.tensor([0, 1], dtype=torch.int32), torch.tensor([5, -1]), torch.tensor([[0], [1]]),
-        images, images.numpy(), images.double(), images.half(), images * 255, images - 2, images[0], images[:1],
-        images.byte(), images.flatten(1), images[..., :5], images * math.nan, images[:, 0], images[:, 0] * math.inf,
-        torch.ones(2, 1, 12, 12, dtype=torch.bool), torch.zeros(2, 12, 12), torch.zeros(2, 12, 12, dtype=torch.int32),
-        torch.zeros(2, 3), torch.zeros(0, 1, 12, 12), torch.rand(2, 3, 12, 12), images.clone().requires_grad_(),
-        lambda x: x, lambda x: x.flatten(1)[:, :1], lambda x: x.flatten(1)[:, :3] * math.nan,
-        lambda x: x.flatten(1)[:, :3].round(), lambda x: x.mean(), lambda x: None, lambda x: x.flatten(1)[:, :3].tolist(),
-    ]  # fmt: skip
+        None,
+        True,
+        False,
+        "x",
+        "",
+        b"x",
+        -1,
+        0,
+        1,
+        2,
+        3,
+        10**20,
+        -0.5,
+        0.5,
+        1.5,
+        1e30,
+        math.nan,
+        math.inf,
+        -math.inf,
+        1j,
+        [],
+        (),
+        {},
+        [1],
+        [1, 2],
+        [0.5, math.nan],
+        [[1, 2], [3]],
+        "linf",
+        object(),
+        len,
+        int,
+        np.int32(2),
+        np.float64(0.3),
+        np.array(2),
+        np.array([1, 2], dtype=np.int32),
+        np.array(["a"]),
+        torch.tensor(1),
+        torch.tensor(0.2),
+        torch.tensor([]),
+        torch.tensor(math.nan),
+        torch.tensor([0, 1], dtype=torch.int32),
+        torch.tensor([5, -1]),
+        torch.tensor([[0], [1]]),
+        images,
+        images.numpy(),
+        images.double(),
+        images.half(),
+        images * 255,
+        images - 2,
+        images[0],
+        images[:1],
+        images.byte(),
+        images.flatten(1),
+        images[..., :5],
+        images * math.nan,
+        images[:, 0],
+        images[:, 0] * math.inf,
+        torch.ones(2, 1, 12, 12, dtype=torch.bool),
+        torch.zeros(2, 12, 12),
+        torch.zeros(2, 12, 12, dtype=torch.int32),
+        torch.zeros(2, 3),
+        torch.zeros(0, 1, 12, 12),
+        torch.rand(2, 3, 12, 12),
+        images.clone().requires_grad_(),
+        lambda x: x,
+        lambda x: x.flatten(1)[:, :1],
+        lambda x: x.flatten(1)[:, :3] * math.nan,
+        lambda x: x.flatten(1)[:, :3].round(),
+        lambda x: x.mean(),
+        lambda x: None,
+        lambda x: x.flatten(1)[:, :3].tolist(),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +310,9 @@ class Door:
         special, known = SPECIAL.get(self.name, {}), values()
         parameters = inspect.signature(self.function).parameters.values()
         given = {p.name: known[p.name] for p in parameters if p.default is p.empty and p.name in known}
-        small = {p.name: known[p.name] for p in parameters if p.name in ("steps", "budget", "draws") and p.name in known}
+        small = {
+            p.name: known[p.name] for p in parameters if p.name in ("steps", "budget", "draws") and p.name in known
+        }
         return copied({**given, **small, **special})
 
     @property
@@ -192,18 +341,46 @@ def copied(value: Any) -> Any:
 
 
 def posterior(
-    model: Any, images: Any, target: Any = None, family: Any = "presence", partition: Any = "grid", baseline: Any = None,
-    budget: Any = 16, temperature: Any = None, batch_size: Any = 16, seed: Any = 0, estimator: Any = "gradient",
-    relaxation: Any = None, tolerance: Any = None, steps: Any = None, evidence: Any = None, smoothing: Any = None,
+    model: Any,
+    images: Any,
+    target: Any = None,
+    family: Any = "presence",
+    partition: Any = "grid",
+    baseline: Any = None,
+    budget: Any = 16,
+    temperature: Any = None,
+    batch_size: Any = 16,
+    seed: Any = 0,
+    estimator: Any = "gradient",
+    relaxation: Any = None,
+    tolerance: Any = None,
+    steps: Any = None,
+    evidence: Any = None,
+    smoothing: Any = None,
 ) -> Any:
     """What a user types first, as one function."""
     from cvi_nb.inference import CVI
 
-    options = {"baseline": baseline, "temperature": temperature, "relaxation": relaxation, "tolerance": tolerance,
-               "steps": steps, "evidence": evidence, "smoothing": smoothing}
+    options = {
+        "baseline": baseline,
+        "temperature": temperature,
+        "relaxation": relaxation,
+        "tolerance": tolerance,
+        "steps": steps,
+        "evidence": evidence,
+        "smoothing": smoothing,
+    }
     options = {name: value for name, value in options.items() if value is not None}
-    cvi = CVI(model, family=family, partition=partition, budget=budget, batch_size=batch_size, seed=seed,
-              estimator=estimator, **options)
+    cvi = CVI(
+        model,
+        family=family,
+        partition=partition,
+        budget=budget,
+        batch_size=batch_size,
+        seed=seed,
+        estimator=estimator,
+        **options,
+    )
     return cvi.infer(images, target)
 
 
@@ -213,7 +390,9 @@ def mean_shift(
     """scikit-learn's interface, as one function."""
     from cvi_nb.clustering import MeanShift
 
-    found = MeanShift(bandwidth=bandwidth, seeds=seeds, bin_seeding=bin_seeding, min_bin_freq=min_bin_freq, max_iter=max_iter)
+    found = MeanShift(
+        bandwidth=bandwidth, seeds=seeds, bin_seeding=bin_seeding, min_bin_freq=min_bin_freq, max_iter=max_iter
+    )
     return found.fit(X).labels_
 
 
@@ -251,7 +430,7 @@ def has_nan(result: Any) -> bool:
 
 
 def run(door: Door, argument: str, value: Any) -> tuple[str, str]:
-    """What happens: (verdict, detail); verdicts "error", "result" are good, "unnamed", "deep", "nan", "changed" are not."""
+    """What happens: (verdict, detail); "error" and "result" are good, "unnamed", "deep", "nan" and "changed" are not."""
     arguments = door.arguments() | {argument: copied(value)}
     before = {name: given.clone() for name, given in arguments.items() if isinstance(given, Tensor)}
     verdict, detail = "result", ""
@@ -259,12 +438,14 @@ def run(door: Door, argument: str, value: Any) -> tuple[str, str]:
         warnings.simplefilter("ignore")
         try:
             result = door.function(**arguments)
-            # NaN where it is documented (a failed attack's distance, an undefined score) is there with good arguments, too.
+            # NaN where it is documented (a failed attack's distance) is there with good arguments, too.
             if has_nan(result) and not has_nan(door.function(**door.arguments())) and not undefined(door, argument):
                 verdict, detail = "nan", "NaN in the result"
         except (ValueError, TypeError) as error:
             text = str(error)
-            named = f"`{argument}" in text or (argument in ("labels", "target") and ("`target" in text or "`labels" in text))
+            named = f"`{argument}" in text or (
+                argument in ("labels", "target") and ("`target" in text or "`labels" in text)
+            )
             inside = error.__traceback__
             while inside is not None and inside.tb_next is not None:
                 inside = inside.tb_next
@@ -276,8 +457,11 @@ def run(door: Door, argument: str, value: Any) -> tuple[str, str]:
         except Exception as error:  # whatever else comes out of torch or NumPy is a fault
             verdict, detail = "deep", f"{type(error).__name__}: {str(error)[:160]}"
     for name, kept in before.items():
-        same = torch.equal(kept.nan_to_num(7.0), arguments[name].nan_to_num(7.0)) if kept.is_floating_point() else torch.equal(
-            kept, arguments[name])
+        same = (
+            torch.equal(kept.nan_to_num(7.0), arguments[name].nan_to_num(7.0))
+            if kept.is_floating_point()
+            else torch.equal(kept, arguments[name])
+        )
         if not same:
             return "changed", name
     return verdict, detail

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 
+import house
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -148,6 +150,57 @@ for name in {[name.removesuffix(".__init__") for name in names]!r}:
     answer = run(sys.executable, "-c", code, cwd=ROOT, MPLBACKEND="agg")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == answer.stderr == "", "importing must be silent"
+
+
+CHAPTERS = house.notebooks()
+
+
+@pytest.fixture(scope="module")
+def chapters() -> list[house.Chapter]:
+    return [house.read(path) for path in CHAPTERS]
+
+
+def test_cells_are_short(chapters: list[house.Chapter]) -> None:
+    """A screen at most, and most of them a fraction of one."""
+    assert [c.name for c in chapters if max(c.lines, default=0) > 60] == []
+    assert statistics.median(n for c in chapters for n in c.lines) <= 20
+
+
+def test_a_cell_defines_one_thing(chapters: list[house.Chapter]) -> None:
+    assert {c.name: c.shared for c in chapters if c.shared} == {}, "two public definitions in one cell"
+    cells = sum(len(c.lines) for c in chapters)
+    assert sum(len(c.crowded) for c in chapters) <= 0.15 * cells
+
+
+def test_every_public_definition_is_shown_at_once(chapters: list[house.Chapter]) -> None:
+    """A picture or an assertion that names it stands between its cell and the next public definition."""
+    assert {c.name: c.undemonstrated for c in chapters if c.undemonstrated} == {}
+
+
+def test_no_private_name_crosses_modules_and_no_import_hides(chapters: list[house.Chapter]) -> None:
+    assert {c.name: c.private_imports for c in chapters if c.private_imports} == {}
+    assert {c.name: c.inner_imports for c in chapters if c.inner_imports} == {}, "only optional packages"
+
+
+def test_few_functions_have_many_parameters(chapters: list[house.Chapter]) -> None:
+    assert max(c.widest for c in chapters) <= 16
+    assert sum(len(c.wide) for c in chapters) <= 0.03 * sum(c.functions for c in chapters)
+
+
+def test_no_module_has_the_name_of_what_its_package_exports() -> None:
+    """Or the function would shadow the module, and `import cvi_nb.attack.square` be a function."""
+    for init in PACKAGE.rglob("__init__.py"):
+        tree = ast.parse(init.read_text(encoding="utf-8"))
+        names = {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+        assert names & {p.stem for p in init.parent.glob("*.py")} == set(), init.relative_to(PACKAGE)
+
+
+@pytest.mark.parametrize("folder", ["paper", "benchmarks"])
+def test_notebooks_that_are_read_have_the_outputs_of_their_code(folder: str) -> None:
+    from cvi_nb.paper import is_current
+
+    stale = [path.name for path in sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if not is_current(path)]
+    assert stale == [], "see CONTRIBUTING: make executed"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -12,7 +12,7 @@ from .execute import NotebookError, provenance, run_notebook
 from .latex import latex_escape, latex_macro, latex_number, latex_table
 from .outputs import Outputs, read_results, replacing, shard_range
 from .parameters import check_parameters, compare_parameters, notebook_parameters, project_root
-from .plan import Job, build_dir, load_config, modules_of, plan
+from .jobs import Job, build_dir, load_config, modules_of, plan
 
 __all__ = [
     "Job",

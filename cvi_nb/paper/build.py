@@ -21,7 +21,7 @@ from .execute import locked, run_notebook
 from .executed import is_current, store_executed
 from .outputs import replacing
 from .parameters import project_root, settings_of
-from .plan import ENDINGS, Job, build_dir, load_config, plan
+from .jobs import ENDINGS, Job, build_dir, load_config, plan
 
 # %% auto #0
 __all__ = ['latex_preamble', 'typeset', 'prune', 'build_paper', 'render_readme', 'main']

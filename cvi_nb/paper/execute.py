@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .parameters import compare_parameters, notebook_parameters, project_root
-from .plan import ENDINGS
+from .jobs import ENDINGS
 
 try:  # file locks of POSIX; on Windows two runs in one folder are not kept apart
     import fcntl
