@@ -54,9 +54,9 @@ def peer(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
                 raise TypeError("`target` must be one class per image, got a mask of classes")
             bound = signature.bind(as_classifier(model), images, classes, *args, **options)
             for key, value in bound.arguments.items():
-                if signature.parameters[key].annotation == "int":
+                if signature.parameters[key].annotation in (int, "int"):
                     bound.arguments[key] = check_integer(value, key, least=int(key != "seed"))
-                elif signature.parameters[key].annotation == "float":
+                elif signature.parameters[key].annotation in (float, "float"):
                     bound.arguments[key] = check_real(value, key, least=0)
             return explain(*bound.args, **bound.kwargs)
 

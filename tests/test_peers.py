@@ -1,6 +1,7 @@
 """Peers against slow reference loops and closed forms, with their cost."""
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from cvi_nb.peers import (
     kernel_shap,
     lime,
     occlusion,
+    peer,
     rise,
     saliency,
     shap_partition,
@@ -285,7 +287,7 @@ def test_kernel_shap_gives_the_segments_of_an_additive_model_their_own_share():
 
 def test_evaluations_are_counted_per_image():
     model, (x, y) = Classifier(network()), batch(2, 32, 32)
-    found = explain_all(model, x, y, METHODS.items(), progress=False)
+    found = explain_all(model, x, y, METHODS.items())
     assert list(found) == list(PEERS)
     windows = ((32 - 8) // 4 + 1) ** 2
     expected = {"Saliency": (1, 1), "Integrated gradients": (8, 8), "Grad-CAM": (1, 1), "Occlusion": (windows + 1, 0),
@@ -297,6 +299,51 @@ def test_evaluations_are_counted_per_image():
     partition = found["SHAP Partition"].evaluations
     assert 30 <= partition.forward <= 60 and partition.backward == 0
     assert all(e.seconds > 0 and e.maps.shape == (2, 32, 32) and not e.maps.requires_grad for e in found.values())
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_door(name):
+    """Networks that are no `Classifier`, classes of any kind; what is wrong is named, and nothing is computed."""
+    net, (x, y) = network(), batch()
+    usual = METHODS[name](Classifier(net), x, y)
+    assert torch.equal(METHODS[name](net, x, y.int().numpy()), usual)
+    for wrong, error in (({"target": [0, 1, 2]}, ValueError), ({"target": 4}, ValueError), ({"colour": 3}, TypeError),
+                         ({"images": x * 255}, ValueError), ({"target": torch.eye(4).bool()[:2]}, TypeError)):
+        with pytest.raises(error, match=f"`{next(iter(wrong))}` must"):
+            METHODS[name](**({"model": net, "images": x, "target": y} | wrong))
+    counts = {"samples", "steps", "masks", "window", "batch_size"}
+    for option in counts & set(inspect.signature(PEERS[name]).parameters):
+        with pytest.raises(ValueError, match=f"`{option}` must be an integer of at least 1, got 0"):
+            PEERS[name](net, x, y, **{option: 0})
+
+
+def test_one_output_has_no_probability_to_explain():
+    x, _ = batch()
+    one = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1))
+    for name in ("Occlusion", "KernelSHAP", "LIME", "SHAP Partition", "RISE", "IBA"):
+        with pytest.raises(ValueError, match=r"`model` must give logits of at least 2 classes, got 1.*torch\.cat"):
+            METHODS[name](one, x, 0)
+    for name in ("Saliency", "SmoothGrad", "Integrated gradients", "Grad-CAM"):  # its logit can be explained
+        assert METHODS[name](one, x, 0).isfinite().all()
+
+
+def test_a_peer_is_registered_once_and_keeps_its_signature():
+    before = dict(PEERS)
+    try:
+        @peer("grey")
+        def grey(model, images, target, weight: float = 1.0):
+            """Brightness."""
+            return weight * images.mean(1)
+
+        x, y = batch()
+        assert PEERS["grey"] is grey and grey.__doc__ == "Brightness."
+        assert list(inspect.signature(grey).parameters) == ["model", "images", "target", "weight"]
+        assert torch.equal(grey(network(), x, y, np.float32(2)), 2 * x.mean(1))
+        with pytest.raises(ValueError, match="`weight` must be a finite number of at least 0"):
+            grey(network(), x, y, weight=float("nan"))
+    finally:
+        PEERS.clear()
+        PEERS.update(before)
 
 
 def test_a_frozen_network_is_enough():

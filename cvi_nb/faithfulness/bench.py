@@ -172,7 +172,7 @@ class Bench:
 def image_rows(images: Any, groups: Sequence[Any] | None = None) -> tuple[Tensor, dict[str, list[Any]]]:
     """The tensor (B, C, H, W) of a tensor or `ImageSet`, and the columns "image" (names) and "group" of a table.
 
-    Raises `ValueError` where `groups` has not one entry per image.
+    Half precision becomes single. Raises `ValueError` where `groups` has not one entry per image.
     """
     names: Sequence[Any] = range(len(images))
     if isinstance(images, ImageSet):
@@ -180,7 +180,7 @@ def image_rows(images: Any, groups: Sequence[Any] | None = None) -> tuple[Tensor
     groups = list(names if groups is None else groups)
     if len(groups) != len(names):
         raise ValueError(f"`groups` must have one entry per image ({len(names)}), got {len(groups)}")
-    return check_images(images).detach(), {"image": list(names), "group": groups}
+    return _widened(check_images(images).detach()), {"image": list(names), "group": groups}
 
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #549351ab
 def removal_path(bench: Bench, ranks: Tensor, filled: Tensor, counts: Tensor, insert: bool = False) -> Tensor:
@@ -377,7 +377,7 @@ def centre_map(images: Tensor, sigma: float = 0.25) -> Tensor:
     sigma = check_real(sigma, "sigma", above=0)
     y, x = (torch.linspace(-0.5, 0.5, side + 1, device=images.device)[1:] - 0.5 / side for side in images.shape[2:])
     bump = torch.exp(-(y[:, None] ** 2 + x**2) / (2 * sigma**2))
-    return bump.expand(len(images), -1, -1).to(images.dtype)
+    return bump.expand(len(images), -1, -1).to(_widened(images[:0]).dtype)
 
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #a0579d62
 def edge_map(images: Tensor, sigma: float | None = None) -> Tensor:
@@ -393,9 +393,10 @@ def edge_map(images: Tensor, sigma: float | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        (B, H, W), non-negative.
+        (B, H, W), non-negative, at least single precision.
     """
     sigma = check_real(max(images.shape[2:]) / 28 if sigma is None else sigma, "sigma", above=0)
+    images = _widened(images)
     sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).to(images) / 8
     grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across, down = F.conv2d(grey, torch.stack([sobel, sobel.T])[:, None]).unbind(1)  # (B, H, W) each

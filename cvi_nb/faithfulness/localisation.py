@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet
+from .bench import image_rows
 from ..plot import show_images
-from ..validation import check_flag, check_images, check_integer, check_labels, check_maps, check_seed, listed
+from ..validation import check_flag, check_integer, check_labels, check_maps, check_seed, listed
 
 # %% auto #0
 __all__ = ['grid_pointing_game', 'Mosaics', 'mosaics', 'relevance_mass', 'pointing_game', 'relevance_rank']
@@ -120,20 +121,20 @@ def mosaics(
     TypeError, ValueError
         Fewer classes than cells, or arguments of another kind, shape or range.
     """
-    if isinstance(images, ImageSet):
-        labels, groups, images = images.labels if labels is None else labels, groups or images.groups, images.images
-    images, full_size = check_images(images), check_flag(full_size, "full_size")
+    labels = images.labels if isinstance(images, ImageSet) and labels is None else labels
+    (images, rows), full_size = image_rows(images, groups), check_flag(full_size, "full_size")
     labels = check_labels(labels, len(images))
     cells = check_integer(cells, "cells", least=2)
     count = len(images) if count is None else check_integer(count, "count", least=1)
     if len(labels.unique()) < cells**2:
         raise ValueError(f"`labels` must have at least cells² = {cells**2} classes, got {len(labels.unique())}")
     generator, parts, places = torch.Generator().manual_seed(check_seed(seed)), [], []
+    kinds = labels.tolist()
     for k in range(count):
         order = torch.randperm(len(images), generator=generator).tolist()
         place, chosen = int(torch.randint(cells**2, (1,), generator=generator)), [k % len(images)]
         for i in order:
-            if len(chosen) < cells**2 and int(labels[i]) not in {int(labels[j]) for j in chosen}:
+            if len(chosen) < cells**2 and kinds[i] not in {kinds[j] for j in chosen}:
                 chosen.append(i)
         parts.append([*chosen[1 : place + 1], chosen[0], *chosen[place + 1 :]])
         places.append(place)
@@ -142,8 +143,7 @@ def mosaics(
     down, across = (torch.arange(side) * cells // side for side in joined.shape[2:])
     truth = (down[:, None] * cells + across) == at[:, None, None]
     asked = table[torch.arange(count), at]
-    names = tuple(range(len(images))) if groups is None else tuple(groups)
-    return Mosaics(joined, labels[asked], truth.to(images.device), table, tuple(names[i] for i in asked))
+    return Mosaics(joined, labels[asked], truth.to(images.device), table, tuple(rows["group"][i] for i in asked))
 
 # %% ../../nbs/06_faithfulness/06_localisation.ipynb #8beac04e
 def _against(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
