@@ -20,9 +20,9 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['NORMS', 'check_integer', 'check_real', 'check_seed', 'check_batch_size', 'check_choice', 'check_flag',
-           'check_callable', 'check_options', 'check_norm', 'norm_name', 'listed', 'check_images', 'check_labels',
-           'check_target', 'check_maps', 'check_mask', 'check_partition', 'check_logits', 'VanishedGradientWarning',
-           'check_gradient', 'warn_vanished', 'alias']
+           'check_callable', 'check_sequence', 'check_mapping', 'check_options', 'check_norm', 'norm_name', 'listed',
+           'check_images', 'check_labels', 'check_target', 'check_maps', 'check_mask', 'check_partition',
+           'check_logits', 'VanishedGradientWarning', 'check_gradient', 'warn_vanished', 'alias']
 
 # %% ../nbs/13_validation.ipynb #1e695fa1
 def _scalar(value: Any) -> Any:
@@ -134,6 +134,31 @@ def check_callable(value: Any, name: str, what: str = "a callable") -> Callable[
     """`value` if it can be called, else a `TypeError` that says `what` was expected."""
     if not callable(value):
         raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}")
+    return value
+
+# %% ../nbs/13_validation.ipynb #c5e90002
+def check_sequence(value: Any, name: str, what: str = "a sequence", length: int | None = None) -> list[Any]:
+    """The entries of `value` as a list, `length` of them if given; a text is no sequence, an array is one.
+
+    Raises `TypeError` for what cannot be gone through, `ValueError` for another length.
+    """
+    single = isinstance(value, str | bytes | Mapping) or (
+        isinstance(value, np.ndarray | Tensor) and np.ndim(value) == 0
+    )
+    if single or not isinstance(value, Iterable):
+        raise TypeError(f"`{name}` must be {what}, got {value!r}")
+    found = list(value)
+    if length is not None and len(found) != length:
+        raise ValueError(f"`{name}` must have {length} entries, got {len(found)}")
+    return found
+
+# %% ../nbs/13_validation.ipynb #c5e90004
+def check_mapping(value: Any, name: str, what: str = "a mapping of names") -> Mapping[Any, Any]:
+    """`value` if it is a mapping with something in it; else a `TypeError`, or a `ValueError` if it is empty."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}")
+    if not value:
+        raise ValueError(f"`{name}` must be {what}, got an empty one")
     return value
 
 # %% ../nbs/13_validation.ipynb #302b1c4a
