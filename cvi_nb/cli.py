@@ -39,7 +39,7 @@ from cvi_nb.data import (
     load_photos,
 )
 from .defence import DEFENDED, load_defended
-from .inference import BASELINES, CVI, PARTITIONS, infer_modes, stroke_partition
+from .inference import BASELINES, CVI, FAMILIES, PARTITIONS, infer_modes, stroke_partition
 from .models import Classifier, load_classifier
 from .plot import heat_grid, outlines, save_figure, show_images, style
 from .report import make_report
@@ -558,8 +558,8 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--target", metavar="CLASS", help=target)
     budget = "forward and backward evaluations per image (64)"
     parser.add_argument("--budget", type=_positive, default=64, metavar="N", help=budget)
-    defaults = {name: one.default for name, one in inspect.signature(CVI).parameters.items()}
-    partitions = f"what the clusters are: {', '.join(sorted(PARTITIONS))} ({defaults['partition']})"
+    default = inspect.signature(FAMILIES["presence"]).parameters["partition"].default
+    partitions = f"what the clusters are: {', '.join(sorted(PARTITIONS))} ({default})"
     parser.add_argument("--partition", choices=sorted(PARTITIONS), metavar="NAME", help=partitions)
     baselines = (
         f"what stands in for absent clusters: mixed, {', '.join(sorted(BASELINES))}, or a grey level from 0 to 1 "

@@ -1,5 +1,7 @@
 """Judging models: curves against closed forms, checks on networks that hide their gradients and on honest ones."""
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -530,11 +532,11 @@ def test_no_curve_lies_above_a_distance_that_was_found(
     found: list[Any] = []
 
     def recorded(attack: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(attack)
         def run(model: Any, *arguments: Any, **options: Any) -> Any:
             found.append(attack(model, *arguments, **options))
             return found[-1]
 
-        run.__name__ = attack.__name__
         return run
 
     for module in (evaluate_module, checks_module):
@@ -566,6 +568,18 @@ def test_options_are_named() -> None:
         if next(iter(wrong)) in ("seed", "batch_size"):
             with pytest.raises((TypeError, ValueError), match=f"`{next(iter(wrong))}` must be"):
                 evaluate_robustness(model, GREY, labels, TINY, **wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_images_and_networks_of_any_precision(networks: dict[str, Classifier], dtype: torch.dtype) -> None:
+    few = Threat.quick(IMAGES, linf=(0.1,), l2=(), steps=20, queries=5, targets=0, noise_budget=0, samples=0)
+    expected = evaluate_robustness(networks["plain"], IMAGES[:3], LABELS[:3], few).examples["distance_linf"]
+    network = copy.deepcopy(networks["plain"].model).to(dtype)
+    for model, images in ((networks["plain"], IMAGES[:3].to(dtype)), (network, IMAGES[:3])):
+        found = evaluate_robustness(model, images, LABELS[:3], few)
+        assert np.allclose(found.examples["distance_linf"], expected, atol=0.01)
+        matrix = transfer_matrix({"a": model, "b": model}, images, LABELS[:3], 0.1)
+        assert matrix.accuracy.unique().numel() == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8], ids=str)

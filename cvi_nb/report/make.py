@@ -86,7 +86,8 @@ def _known(results: Mapping[str, RobustnessResult] | None, models: Any, images: 
     known = dict(results or {})
     if unknown := set(known) - set(models):
         raise ValueError(f"`results` must be of the models {list(models)}, got {sorted(unknown)}.")
-    if wrong := [name for name, one in known.items() if not torch.equal(one.images.cpu(), images.cpu())]:
+    same = lambda one: torch.equal(one.images.cpu(), images.cpu().to(one.images.dtype))  # noqa: E731
+    if wrong := [name for name, one in known.items() if not same(one)]:
         raise ValueError(f"`results` must be of the same images, got others for {wrong}.")
     return known
 

@@ -29,7 +29,7 @@ from cvi_nb.validation import (
 )
 
 # %% auto #0
-__all__ = ['Check', 'checks_frame', 'Effort', 'ordinary', 'Finding', 'Probe']
+__all__ = ['Check', 'checks_frame', 'Effort', 'ordinary', 'as_precise', 'Finding', 'Probe']
 
 # %% ../../nbs/07_robustness/02_probe.ipynb #19859672
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ def ordinary(tensor: Tensor) -> Tensor:
     """`tensor`, detached; a copy if it was made under `torch.inference_mode()`, so that gradients may pass it."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
+# %% ../../nbs/07_robustness/02_probe.ipynb #9c1d1a7e
+def as_precise(images: Tensor, logits: Tensor) -> Tensor:
+    """`images` in the precision of the model's `logits`, at least float32."""
+    return images.to(logits.dtype if logits.dtype == torch.float64 else torch.float32)
+
 # %% ../../nbs/07_robustness/02_probe.ipynb #79611109
 @dataclass(frozen=True, eq=False)
 class Finding:
@@ -148,8 +153,7 @@ class Probe:
         the checks of range and variety
     effort : how hard to look
     found : results of minimum-norm attacks on `images`, by norm; nearest : the nearest of all attacks; None for `found`
-    targeted : by norm, distances (n,) of the nearest image found without target, and with
-    surrogate : another model, whose adversarial images are tried on this one
+    targeted : by norm, distances (n,) without target, and with; surrogate : another model, for the check of transfer
 
     Attributes: `all_images`, `all_labels`, `all_logits`, `right` (B,); of the n: `rows`, `images`, `labels`, `logits`;
     `findings`: what was found on the way. Raises `TypeError` or `ValueError` for other arguments.
@@ -159,8 +163,9 @@ class Probe:
                  found: Mapping[float, AttackResult] | None = None, nearest: Mapping[float, AttackResult] | None = None,
                  targeted: Mapping[float, tuple[Tensor, Tensor]] | None = None, surrogate: Any = None):  # fmt: skip
         self.model, self.effort = as_classifier(model), effort or Effort()
-        self.all_images = ordinary(check_images(images))
-        self.all_logits = check_logits(self.model.logits(self.all_images, self.effort.batch_size), len(images))
+        images = ordinary(check_images(images))
+        self.all_logits = check_logits(self.model.logits(images, self.effort.batch_size), len(images))
+        self.all_images = as_precise(images, self.all_logits)
         self.all_labels = ordinary(check_labels(labels, len(images), self.all_logits.shape[1]).to(images.device))
         self.right = self.all_logits.argmax(1) == self.all_labels
         self.rows = _spread_out(self.right.nonzero()[:, 0], self.effort.limit)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..attack import AttackResult, fgsm
 from ..models import Classifier, as_classifier
 from ..plot import COLUMN, style
-from .probe import ordinary
+from .probe import as_precise, ordinary
 from ..statistics import proportion
 from ..validation import check_batch_size, check_images, check_labels, check_logits, check_real, check_seed
 
@@ -117,7 +117,7 @@ def transfer_matrix(
         images = ordinary(check_images(images))
         labels, right = _common(asked, images, labels, size)
         common = right.all(0)
-        x, y, cells = images[common], labels[common], []
+        x, y, cells = as_precise(images[common], next(iter(asked.values())).logits(images[:1])), labels[common], []
         for source in asked.values():
             made = attack(source, x, y, eps=eps, batch_size=size, seed=seed, **settings)
             hits = [int((victim.logits(made.attempt, size).argmax(1) == y).sum()) for victim in asked.values()]
