@@ -5,24 +5,22 @@
 # %% ../../nbs/03_inference/06_exact.ipynb #c0e7a6b7
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .game import Game, resolve_target
-from .perturbation import Baseline, Regions, make_baselines, partitions_of
+from .perturbation import Baseline, Regions, accepts, make_baselines, partitions_of
 from ..models import Evidence, as_classifier, get_evidence
-from ..validation import check_images, check_integer, check_options, check_real
+from ..validation import check_images, check_integer, check_real
 
 # %% auto #0
-__all__ = ['Function', 'all_masks', 'log_prior', 'ExactPosterior', 'enumerate_evidence', 'accepts', 'exact_posterior']
+__all__ = ['all_masks', 'log_prior', 'ExactPosterior', 'enumerate_evidence', 'exact_posterior']
 
 # %% ../../nbs/03_inference/06_exact.ipynb #30c2324a
 def all_masks(clusters: int) -> Tensor:
@@ -115,34 +113,6 @@ def enumerate_evidence(
     aim = resolve_target(classifier, images, target, batch_size)[0]
     game = Game(classifier, images[0], aim, baselines[:, 0], get_evidence(evidence), batch_size, regions, feather)
     return game.values(all_masks(regions.count)).double()
-
-# %% ../../nbs/03_inference/06_exact.ipynb #bc470f53
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def accepts(options: Callable[..., Any]) -> Callable[[Function], Function]:
-    """Decorator: the `**options` of a function are those of `options`, a function or a dataclass.
-
-    They appear in the function's signature, one that neither has is a `TypeError` that names it, and `options`
-    itself is the new function's attribute `options`.
-    """
-
-    def enter(function: Function) -> Function:
-        own = inspect.signature(function)
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        known = {p.name for p in named}
-        more = [p for p in inspect.signature(options).parameters.values() if p.name not in known]
-        both = own.replace(parameters=[*named, *(p.replace(kind=p.KEYWORD_ONLY) for p in more)])
-
-        @functools.wraps(function)
-        def call(*args: Any, **given: Any) -> Any:
-            check_options(given, call)
-            return function(*args, **given)
-
-        call.__signature__, call.options = both, options  # type: ignore[attr-defined]
-        return cast(Function, call)
-
-    return enter
 
 # %% ../../nbs/03_inference/06_exact.ipynb #b37bd486
 @accepts(enumerate_evidence)

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from ..clustering import mean_shift, region_graph
 from .densities import Chain, Products, Table, fit_chain, gibbs, tabulated
-from .exact import accepts, all_masks, log_prior
+from .exact import all_masks, log_prior
 from .game import Game, resolve_target
-from .perturbation import Baseline, Partitioner, Regions, make_baselines, partitions_of
+from .perturbation import Baseline, Partitioner, Regions, accepts, make_baselines, partitions_of
 from .surrogate import Surrogate, doubt, draw_functions, fit_surrogate, informative_masks, spread
 from ..models import Evaluations, Evidence, as_classifier, get_evidence
 from ..plot import outlines, style

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .exact import accepts
 from .game import evaluate, resolve_target
-from .perturbation import Partitioner, Regions, partitions_of, refine
+from .perturbation import Partitioner, Regions, accepts, partitions_of, refine
 from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evidence, margin
 from ..plot import heat_grid
 from cvi_nb.validation import (
