@@ -994,6 +994,8 @@ def test_an_option_that_a_family_does_not_have_is_an_error():
         CVI(network(), update="gauss_newton")
     with pytest.raises(TypeError, match="did you mean `budget`"):
         CVI(network(), budgte=64)
+    with pytest.raises(TypeError, match="`target` must be an option of CVI"):
+        CVI(network(), target=3)  # belongs to `infer`
     with pytest.raises(TypeError, match="did you mean `seed`"):
         infer_presence(network(), photo(), 0, sed=1)
     assert CVI(network(), family="noise", prior_deviation=1.5, partition=quarters(), budget=24).infer(photo(), 1)

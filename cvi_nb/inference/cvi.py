@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -31,11 +32,11 @@ def _bound(family: str, options: dict[str, Any]) -> dict[str, Any]:
     if family == "noise" and "prior" in options:
         warnings.warn("`prior` of the noise family is now `prior_deviation`", DeprecationWarning, stacklevel=3)
         options = {"prior_deviation" if name == "prior" else name: value for name, value in options.items()}
-    check_options(options, infer, f'CVI(family="{family}")')
+    given = partial(infer, None, None, None)  # model, images and target are no options
+    check_options(options, given, f'CVI(family="{family}")')
     if record := getattr(infer, "options", None):  # its values are checked here, not when there are images
         record(**{name: value for name, value in options.items() if name in inspect.signature(record).parameters})
-    parameters = inspect.signature(infer).parameters.values()
-    return {p.name: options.get(p.name, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {p.name: options.get(p.name, p.default) for p in inspect.signature(given).parameters.values()}
 
 # %% ../../nbs/03_inference/13_cvi.ipynb #be57a014
 class CVI:
