@@ -194,7 +194,7 @@ def test_modes_without_gradients(mode):
     assert torch.equal(found.probability, expected.probability)
 
 
-@pytest.mark.parametrize("target", [0, torch.tensor([0], dtype=torch.int32), torch.tensor(0), [0]])
+@pytest.mark.parametrize("target", [0, torch.tensor([0], dtype=torch.int32), torch.tensor(0), [0], [(0,)]])
 def test_forms_of_a_target(target):
     options = {"partition": LABELS, "baseline": 0.0, "budget": 40}
     network = lambda x: x.flatten(1)  # noqa: E731

@@ -278,7 +278,7 @@ def test_gradients_are_taken_whatever_mode_the_caller_is_in(mode):
 
 @pytest.mark.parametrize(
     "target",
-    [torch.tensor([1, 1], dtype=torch.int32), torch.tensor(1), torch.tensor([1]), np.array([1, 1])],
+    [torch.tensor([1, 1], dtype=torch.int32), torch.tensor(1), torch.tensor([1]), np.array([1, 1]), [(1,), (1,)]],
 )
 def test_forms_of_a_target(target):
     x, model = image(2, 3), network()
@@ -325,3 +325,9 @@ def test_threads_that_share_a_classifier():
         found = list(pool.map(lambda _: infer_noise(model, x, partition=LABELS), range(8)))
     assert all(torch.equal(one.deviation, alone.deviation) for one in found)
     assert {one.evaluations for one in found} == {alone.evaluations}
+
+
+@pytest.mark.parametrize(("weights", "pixels"), [("half", "float"), ("float", "half"), ("float", "double")])
+def test_network_and_images_of_different_precision(weights, pixels):
+    found = infer_noise(getattr(network(), weights)(), getattr(image(2, 3), pixels)(), partition=LABELS)
+    assert torch.allclose(found.width.float(), infer_noise(network(), image(2, 3), partition=LABELS).width, rtol=0.02)

@@ -80,6 +80,9 @@ def smoothed_votes(
     ValueError : a deviation that is not positive or does not fit, logits that are not finite, a network of one output
     """
     samples, batch_size = check_integer(samples, "samples", least=1), check_batch_size(batch_size)
+    if not isinstance(images, Tensor) or images.ndim != 4 or not bool(images.isfinite().all()):
+        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"`images` must be a finite tensor of shape (B, C, H, W), got {got}.")
     model, sigma = as_classifier(model), _deviation(deviation, images)
     votes = []
     for image, scale in zip(images, sigma, strict=True):

@@ -24,7 +24,8 @@ __all__ = ['all_masks', 'log_prior', 'ExactPosterior', 'enumerate_evidence', 'ex
 
 # %% ../../nbs/03_inference/06_exact.ipynb #30c2324a
 def all_masks(clusters: int) -> Tensor:
-    """All masks (2^R, R) float64 of R = `clusters`; cluster r is bit r of the row's number."""
+    """All masks (2^R, R) float64 of R = `clusters`, at most 24; cluster r is bit r of the row's number."""
+    clusters = check_integer(clusters, "clusters", least=0, most=24)
     return (torch.arange(2**clusters)[:, None] >> torch.arange(clusters) & 1).double()
 
 # %% ../../nbs/03_inference/06_exact.ipynb #3ceca1f8
