@@ -85,7 +85,10 @@ def check_real(
     number, wanted = _scalar(value), _bounded(kind, least, most, above, below) + (" or None" if optional else "")
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(f"`{name}` must be {wanted}, got {value!r}")
-    number = float(number)
+    try:
+        number = float(number)
+    except OverflowError:  # an integer beyond 1e308
+        number = math.inf if number > 0 else -math.inf
     inside = (
         (least is None or number >= least)
         and (most is None or number <= most)

@@ -20,6 +20,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from .images import as_pictures, panel_grid, write_head
 from .theme import PAGE, checked_array, style
+from ..validation import check_choice, check_flag, check_real, check_sequence
 
 # %% auto #0
 __all__ = ['QUANTILE', 'heat_limit', 'check_limit', 'blend', 'luminance', 'exponent_of', 'beyond', 'paint_colour_bar',
@@ -203,7 +204,7 @@ def overlay(
         raise ValueError(f"`heat` must have the image's shape {picture.shape[:2]}, got {values.shape}")
     parts = None if partition is None else region_labels(partition, values.shape)
     check_limit(limit)
-    limit = limit or heat_limit(values)
+    limit, colour_bar = limit or heat_limit(values), check_flag(colour_bar, "colour_bar")
     with style() if ax is None else nullcontext():
         if ax is None:
             _, ax = plt.subplots(figsize=(2.4, 2.4 * values.shape[0] / values.shape[1] * 0.82))
@@ -368,12 +369,12 @@ def heat_grid(
     n, h, w, _ = pictures.shape
     stack = _stacked_maps(maps, (n, h, w))  # (methods, N, H, W)
     check_limit(limit)
-    if shared not in (True, "row", False):
-        raise ValueError(f'`shared` must be True, "row" or False, got {shared!r}')
+    check_choice(shared, "shared", (True, "row", False))
+    normalise, over_image = check_flag(normalise, "normalise"), check_flag(over_image, "over_image")
+    width = check_real(width, "width", above=1)
     if limit is not None and shared is not True:
         raise ValueError("`limit` needs one scale for all maps, got shared=" + repr(shared))
-    if row_labels is not None and len(row_labels) != n:
-        raise ValueError(f"`row_labels` must have one entry per image ({n}), got {len(row_labels)}")
+    row_labels = None if row_labels is None else check_sequence(row_labels, "row_labels", f"{n} texts", n)
     parts = None if partition is None else region_labels(partition, (n, h, w))
     if normalise:
         stack, unit = _normalised(stack), "fraction of each map's 99.5\u00a0% quantile"

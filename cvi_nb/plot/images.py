@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .theme import PAGE, checked_array, style
+from ..validation import check_integer, check_real, check_sequence
 
 # %% auto #0
 __all__ = ['as_pictures', 'panel_grid', 'write_head', 'show_images']
@@ -99,10 +100,8 @@ def show_images(images: Any, titles: Sequence[str] | None = None, columns: int =
     """
     pictures = as_pictures(images)
     n, h, w, _ = pictures.shape
-    if titles is not None and len(titles) != n:
-        raise ValueError(f"`titles` must have one entry per image ({n}), got {len(titles)}")
-    if columns < 1:
-        raise ValueError(f"`columns` must be positive, got {columns}")
+    titles = None if titles is None else check_sequence(titles, "titles", f"{n} texts", n)
+    columns, width = check_integer(columns, "columns", least=1), check_real(width, "width", above=0)
     lines = [line for title in titles or () for line in str(title).split("\n")]
     head = max((0.12 * (str(title).count("\n") + 1) + 0.03 for title in titles or ()), default=0.0)
     with style():

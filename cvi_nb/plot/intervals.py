@@ -12,8 +12,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.scale import get_scale_names
 
 from .theme import COLOURS, COLUMN, DASHES, checked_array, style
+from ..validation import check_choice, check_flag, check_integer, check_mapping, check_real, check_sequence
 
 # %% auto #0
 __all__ = ['curves', 'bars_with_intervals']
@@ -120,18 +122,24 @@ def curves(
     """
     if not isinstance(series, Mapping) or not series:
         raise TypeError(f"`series` must be a mapping of names to values, got {type(series).__name__}")
-    if labels not in ("auto", "direct", "legend", "none"):
-        raise ValueError(f'`labels` must be "auto", "direct", "legend" or "none", got {labels!r}')
+    check_choice(labels, "labels", ("auto", "direct", "legend", "none"))
+    check_choice(xscale, "xscale", get_scale_names())
+    markers, colours = check_flag(markers, "markers"), {} if colours is None else check_mapping(colours, "colours")
+    limits = (
+        [check_real(end, "ylim") for end in check_sequence(ylim, "ylim", "(low, high)", 2)]
+        if ylim is not None
+        else None
+    )
     if isinstance(x, Mapping) and (missing := [name for name in series if name not in x]):
         raise ValueError(f"`x` must hold every curve's name, but lacks {missing}")
     with style() if ax is None else nullcontext():
         if ax is None:
             _, ax = plt.subplots()
-        ends = _draw_curves(ax, x, series, colours or {}, markers)
+        ends = _draw_curves(ax, x, series, colours, markers)
         ax.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
         ax.margins(x=0.02)
-        if ylim:
-            ax.set_ylim(ylim)
+        if limits:
+            ax.set_ylim(*limits)
         if labels == "legend" or (labels in ("auto", "direct") and not _label_ends(ax, ends, labels == "direct")):
             ax.legend()
     return ax
@@ -181,10 +189,13 @@ def bars_with_intervals(
     """
     if not isinstance(values, Mapping) or not values:
         raise TypeError(f"`values` must be a mapping of names to (mean, low, high), got {type(values).__name__}")
-    if unknown := set(highlight) - set(values):
-        raise ValueError(f"`highlight` must name bars, got {sorted(unknown)}")
+    if unknown := [
+        name for name in check_sequence(highlight, "highlight", "names of bars") if name not in list(values)
+    ]:
+        raise ValueError(f"`highlight` must name bars, got {unknown}")
+    digits, reference = check_integer(digits, "digits", least=0), check_real(reference, "reference", optional=True)
     bars = {name: tuple(float(v) for v in _intervals(value, f"values[{name!r}]")) for name, value in values.items()}
-    if sort:
+    if check_flag(sort, "sort"):
         bars = dict(sorted(bars.items(), key=lambda item: -item[1][0]))
     with style() if ax is None else nullcontext():
         if ax is None:
