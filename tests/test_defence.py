@@ -2,9 +2,12 @@
 
 import copy
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -542,3 +545,19 @@ def test_one_image_and_other_shapes():
     images = torch.rand(1, 4, 5, 9)
     for objective in OBJECTIVES:
         assert math.isfinite(train(network, images, [1], objective, **QUICK).history[-1]["loss"])
+
+
+def test_retrainings_are_stored_beside_the_shipped_networks():
+    """What the benchmark keeps: the shipped network as its header says, inside the interval of its retrainings."""
+    folder = Path(__file__).parents[1] / "nbs" / "benchmarks" / "results"
+    if not (folder / "retraining.csv").exists():
+        pytest.skip("no repository")
+    rows = pd.read_csv(folder / "retraining.csv").set_index(["network", "seed"])
+    for name in defence.DEFENDED:
+        measured = read_header(shipped_weights(name))["provenance"]["measured"]
+        assert rows.accuracy[name, 0] == pytest.approx(measured["accuracy"])
+        assert rows["FGSM error, ε = .25"][name, 0] == pytest.approx(measured["FGSM error 0.25"])
+    summary = json.loads((folder / "retraining.json").read_text(encoding="utf-8"))
+    assert summary["retrainings"]["plain"] >= 5
+    for values in summary["networks"]["plain"].values():
+        assert values["low"] <= values["shipped"] <= values["high"]
