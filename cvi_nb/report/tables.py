@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def model_parts(
     """The sections about one model, after its numbers; `seen` is the reason where its images could not be explained."""
     row = None if curves_shown else spared("The curves", lambda: curve_row({result.name: result}, result.threat))
     against = () if row is None else (row,)
-    tables = [spared("This table", lambda table=table: table(result)) for table in (distance_table, attack_table)]
+    tables = [spared("This table", partial(table, result)) for table in (distance_table, attack_table)]
     changes = spared("This table", lambda: corruption_table(result))
     told: Any = Prose(f"The images could not be explained ({seen}).", "warning")
     if not isinstance(seen, str):
