@@ -139,6 +139,7 @@ def test_takes_a_posterior_and_float64():
     [
         (0.0, {}, "`deviation` must be positive"),
         (torch.ones(3, 3), {}, "`deviation` must be a number"),
+        ("linf", {}, "`deviation` must be a number"),
         (0.1, {"samples": 0}, "`samples` must be"),
         (0.1, {"selection_samples": 1.5}, "`selection_samples` must be"),
         (0.1, {"confidence": 1.0}, "`confidence` must be"),

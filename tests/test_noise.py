@@ -221,7 +221,7 @@ def test_a_set_of_classes_as_target():
         ({"target": -1}, "`target` must"),
         ({"target": torch.zeros(3).long()}, "`target` must"),
         ({"evidence": lambda logits, target: logits}, "`evidence` must return"),
-        ({"partition": torch.zeros(2, 2).long()}, "`partition` must give"),
+        ({"partition": torch.zeros(2, 2).long()}, "`partition` must"),
     ],
 )
 def test_bad_input_is_refused_by_name(options, message):
@@ -331,3 +331,9 @@ def test_threads_that_share_a_classifier():
 def test_network_and_images_of_different_precision(weights, pixels):
     found = infer_noise(getattr(network(), weights)(), getattr(image(2, 3), pixels)(), partition=LABELS)
     assert torch.allclose(found.width.float(), infer_noise(network(), image(2, 3), partition=LABELS).width, rtol=0.02)
+
+
+def test_scalars_of_numpy_and_pytorch_are_numbers():
+    expected = infer_noise(linear, image(), 0, partition=LABELS, seed=2, batch_size=8)
+    odd = {"seed": np.int32(2), "batch_size": np.array(8), "budget": torch.tensor(64), "steps": np.uint8(4)}
+    assert torch.equal(infer_noise(linear, image(), 0, partition=LABELS, **odd).deviation, expected.deviation)

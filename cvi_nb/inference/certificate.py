@@ -30,7 +30,11 @@ def _deviation(deviation: Tensor | float | GaussianNoise, images: Tensor) -> Ten
     batch, channels, height, width = images.shape
     if isinstance(deviation, GaussianNoise):
         deviation = deviation.deviation_map
-    sigma = torch.as_tensor(deviation, dtype=images.dtype, device=images.device)
+    try:
+        sigma = torch.as_tensor(deviation, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = f"{type(deviation).__name__} ({error})"
+        raise TypeError(f"`deviation` must be a number, a map or a posterior of noise, got {kind}.") from None
     if sigma.ndim == 0:
         sigma = sigma.expand(batch, 1, height, width)
     sigma = sigma[:, None] if sigma.ndim == 3 else sigma

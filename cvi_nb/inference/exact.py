@@ -102,7 +102,7 @@ def enumerate_evidence(
     batch_size : masked images that go through the model together
     """
     batch_size, feather = check_integer(batch_size, "batch_size", least=1), check_real(feather, "feather", least=0)
-    images = check_images(image if image.ndim == 4 else image[None])
+    images = check_images(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image, "image")
     regions = Regions(partitions_of(partition, images)[0, 0])
     baselines = make_baselines(baseline, images)
     if regions.count > 16:

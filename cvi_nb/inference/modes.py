@@ -295,13 +295,17 @@ class ModesOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check_integer(self.budget, "budget", least=32)
-        check_integer(self.particles, "particles", least=1)
-        check_choice(self.shared, "shared", ("all", "neighbours", "none"), optional=True)
-        check_real(self.bandwidth, "bandwidth", above=0)
-        check_integer(self.batch_size, "batch_size", least=1)
-        check_seed(self.seed)
-        check_flag(self.progress, "progress")
+        checked = {
+            "budget": check_integer(self.budget, "budget", least=32),
+            "particles": check_integer(self.particles, "particles", least=1),
+            "shared": check_choice(self.shared, "shared", ("all", "neighbours", "none"), optional=True),
+            "bandwidth": check_real(self.bandwidth, "bandwidth", above=0),
+            "batch_size": check_integer(self.batch_size, "batch_size", least=1),
+            "seed": check_seed(self.seed),
+            "progress": check_flag(self.progress, "progress"),
+        }
+        for name, value in checked.items():  # scalars of NumPy and PyTorch become Python's
+            object.__setattr__(self, name, value)
 
     def fresh(self, known: int) -> int:
         """Evaluations kept for the bound, when `known` are spent."""

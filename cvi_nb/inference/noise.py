@@ -265,13 +265,18 @@ class NoiseOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check_integer(self.batch_size, "batch_size", least=1)
-        check_integer(self.steps, "steps", least=1)
-        check_integer(self.budget, "budget", least=4 * self.steps + 4)
-        check_choice(self.update, "update", ("gauss_newton", "reparameterised"))
-        check_real(self.learning_rate, "learning_rate", above=0, most=1, optional=True)
-        check_seed(self.seed)
-        check_flag(self.progress, "progress")
+        steps = check_integer(self.steps, "steps", least=1)
+        checked = {
+            "steps": steps,
+            "budget": check_integer(self.budget, "budget", least=4 * steps + 4),
+            "update": check_choice(self.update, "update", ("gauss_newton", "reparameterised")),
+            "learning_rate": check_real(self.learning_rate, "learning_rate", above=0, most=1, optional=True),
+            "batch_size": check_integer(self.batch_size, "batch_size", least=1),
+            "seed": check_seed(self.seed),
+            "progress": check_flag(self.progress, "progress"),
+        }
+        for name, value in checked.items():  # scalars of NumPy and PyTorch become Python's
+            object.__setattr__(self, name, value)
 
     def plan(self, known: int) -> tuple[list[int], int]:
         """Draws of each step after the first, and of the bound, when `known` evaluations are spent; all even."""
