@@ -83,6 +83,7 @@ WORKS: dict[str, Work] = {"explain": explain, "report": report, "train": trainin
 VOLATILE = re.compile(r"notebooks/|\.lock$|/failed/|training\.pt$|numbers/|tables/")
 SECONDS = re.compile(
     rb'[\d.,]+ (?:s|ms|min|seconds)\b|"[a-z_]*(?:seconds|time|date|started)[a-z_]*": [^,\n}]*|\d{4}-\d\d-\d\d[T ][\d:]+'
+    rb"|\| [\d.]+ \|(?=\n)|<td>[\d.]+</td></tr>"  # the last column of the report's table of costs
 )
 
 
