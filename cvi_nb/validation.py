@@ -57,9 +57,10 @@ def check_integer(
     number, wanted = _scalar(value), _bounded("an integer", least, most) + (" or None" if optional else "")
     if isinstance(number, bool) or not isinstance(number, numbers.Integral):
         raise TypeError(f"`{name}` must be {wanted}, got {value!r}")
-    if (least is not None and number < least) or (most is not None and number > most):
+    whole = int(number)
+    if (least is not None and whole < least) or (most is not None and whole > most):
         raise ValueError(f"`{name}` must be {wanted}, got {value!r}")
-    return int(number)
+    return whole
 
 # %% ../nbs/13_validation.ipynb #28d1de63
 def check_real(
@@ -106,8 +107,8 @@ def check_seed(seed: Any, name: str = "seed") -> int:
 
 # %% ../nbs/13_validation.ipynb #c439e337
 def check_batch_size(batch_size: Any, name: str = "batch_size") -> int:
-    """`batch_size` as an int of at least 1: how many images go through the network together."""
-    return check_integer(batch_size, name, least=1)
+    """`batch_size` as an int from 1 to 2³¹ − 1: how many images go through the network together."""
+    return check_integer(batch_size, name, least=1, most=2**31 - 1)
 
 # %% ../nbs/13_validation.ipynb #e9ffab30
 def check_choice(value: Any, name: str, choices: Iterable[Any], optional: bool = False) -> Any:

@@ -430,7 +430,7 @@ def has_nan(result: Any) -> bool:
 
 
 def run(door: Door, argument: str, value: Any) -> tuple[str, str]:
-    """What happens: (verdict, detail); "error" and "result" are good, "unnamed", "deep", "nan" and "changed" are not."""
+    """What happens: (verdict, detail); "error" and "result" are good, "unnamed", "deep", "nan", "changed" are not."""
     arguments = door.arguments() | {argument: copied(value)}
     before = {name: given.clone() for name, given in arguments.items() if isinstance(given, Tensor)}
     verdict, detail = "result", ""

@@ -38,6 +38,6 @@ def test_doors(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("CVI_FUZZ"), reason="minutes: CVI_FUZZ=10000 make test PYTEST_ARGS='-k many_doors'")
+@pytest.mark.skipif(not os.environ.get("CVI_FUZZ"), reason="minutes: CVI_FUZZ=10000 make test PYTEST_ARGS=-kmany")
 def test_many_doors() -> None:
     assert judged(int(os.environ.get("CVI_FUZZ", "10000")), 100) == []

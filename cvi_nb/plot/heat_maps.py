@@ -382,6 +382,7 @@ def heat_grid(
     label = f"{unit}; ℓ is below each map" if shared is False else unit
     with style():
         fig, axes = _draw_grid(pictures, stack, limits, list(maps), label, shared, over_image, width, row_labels)
-        for i in range(n if parts is not None else 0):
-            outlines(parts[i], axes[i, 0], linewidth=0.35)
+        if parts is not None:
+            for i in range(n):
+                outlines(parts[i], axes[i, 0], linewidth=0.35)
     return fig
