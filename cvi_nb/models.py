@@ -27,7 +27,7 @@ from torchvision.models import get_model, get_model_weights
 from tqdm.auto import trange
 
 from .data import atomic_path, cache_dir, imagenet_classes, load_digits
-from .validation import check_batch_size, check_labels, check_logits, check_seed, check_target
+from .validation import check_batch_size, check_call, check_labels, check_logits, check_seed, check_target
 
 # %% auto #0
 __all__ = ['Evidence', 'EVIDENCES', 'EVIDENCE', 'HEADER', 'Source', 'SOURCES', 'Evaluations', 'class_mask', 'log_probability',
@@ -379,7 +379,7 @@ def _answer(classifier: Classifier, images: Tensor) -> Tensor:
     if classifier.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     with frozen(model), torch.autocast(x.device.type, classifier.autocast, classifier.autocast is not None):
-        logits = model(x)
+        logits = check_call(model, "model", f"`images` of shape {tuple(x.shape)} and {x.dtype}", x)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
         got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(f"`model` must return logits of shape ({len(images)}, K), got {got}")

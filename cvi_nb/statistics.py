@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .validation import check_choice, check_integer, check_real
+from .validation import check_choice, check_integer, check_mapping, check_numbers, check_real, check_seed
 
 # %% auto #0
 __all__ = ['wilson', 'clopper_pearson', 'proportion', 'bootstrap_mean', 'paired_bootstrap', 'signed_rank', 'sign_test', 'holm',
@@ -51,7 +51,7 @@ def clopper_pearson(successes: Any, n: int, level: float = 0.95, side: str = "tw
     """
     n, level = check_integer(n, "n", least=1), check_real(level, "level", above=0, below=1)
     check_choice(side, "side", ("two", "lower"))
-    k = np.asarray(successes, dtype=np.float64)
+    k = check_numbers(successes, "successes")
     if not ((k >= 0) & (k <= n) & (k == np.floor(k))).all():
         raise ValueError(f"`successes` must be integers in [0, {n}], got {successes!r}")
     tail = (1 - level) / (2 if side == "two" else 1)
@@ -67,25 +67,25 @@ def clopper_pearson(successes: Any, n: int, level: float = 0.95, side: str = "tw
 def proportion(successes: int, n: int, level: float = 0.95) -> tuple[float, float, float]:
     """Share of `successes` among `n` with Wilson's interval: (share, low, high); NaN for n = 0."""
     low, high = wilson(successes, n, level)
-    share = successes / n if n else math.nan
+    share = int(successes) / int(n) if n else math.nan
     return share, min(low, share), max(high, share)
 
 # %% ../nbs/14_statistics.ipynb #b3459d0e
 def _vector(values: Any, name: str) -> np.ndarray:
     """`values` as finite float64 (N,), N > 0."""
-    found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=float)
+    found = check_numbers(values, name)
     if found.ndim != 1 or not len(found):
         raise ValueError(f"`{name}` must have shape (N,), N > 0, got {found.shape}")
-    if not np.isfinite(found).all():
-        raise ValueError(
-            f"`{name}` must be finite, got NaN or infinite values at {np.flatnonzero(~np.isfinite(found))[:8].tolist()}"
-        )
     return found
 
 # %% ../nbs/14_statistics.ipynb #92d1dd73
 def _units(groups: Sequence[Any] | None, n: int) -> np.ndarray:
     """The group of each of `n` values; each its own by default."""
-    found = np.arange(n) if groups is None else np.asarray(groups)
+    try:
+        found = np.arange(n) if groups is None else np.asarray(groups)
+        np.unique(found)  # what cannot be compared has no groups
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"`groups` must be one name or number per image ({n}), got {error}") from None
     if found.shape != (n,):
         raise ValueError(f"`groups` must have one entry per image ({n}), got shape {found.shape}")
     return found
@@ -106,8 +106,10 @@ def bootstrap_mean(
     -------
     mean, low, high : NaN bounds, with a warning, if there is only one group
     """
-    found, units = _vector(values, "values"), _units(groups, len(values))
+    found = _vector(values, "values")
+    units = _units(groups, len(found))
     n, level = check_integer(n, "n", least=1), check_real(level, "level", above=0, below=1)
+    seed = check_seed(seed)
     codes = np.unique(units, return_inverse=True)[1]
     sums, sizes = np.bincount(codes, found), np.bincount(codes)
     if len(sums) < 2:
@@ -156,9 +158,9 @@ def holm(p: Any) -> np.ndarray:
 
     Raises `ValueError` for values outside [0, 1] or NaN.
     """
-    p = np.asarray(p, dtype=float)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"`p` must be numbers in [0, 1] of shape (M,), got {p}")
+    p = check_numbers(p, "p", least=0, most=1)
+    if p.ndim != 1:
+        raise ValueError(f"`p` must be numbers in [0, 1] of shape (M,), got shape {p.shape}")
     order = p.argsort(kind="stable")
     steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]).clip(max=1)
     adjusted = np.empty_like(p)
@@ -224,11 +226,12 @@ def compare(
     -----
     UserWarning : pairs are left out because a value is NaN
     """
-    arrays = {k: np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=float) for k, v in values.items()}
-    if reference not in arrays or len(arrays) < 2:
-        raise ValueError(f"`reference` must be one of at least two methods, {tuple(arrays)}, got {reference!r}")
-    base = arrays.pop(reference)
-    units = _units(groups, len(base))
+    given = check_mapping(values, "values", "values of at least two methods by name")
+    arrays = {k: check_numbers(v, f"values[{k!r}]", finite=False) for k, v in given.items()}
+    if len(arrays) < 2:
+        raise ValueError(f"`values` must have at least two methods, of which `reference` is one, got {tuple(arrays)}")
+    base = arrays.pop(check_choice(reference, "reference", arrays))
+    units = _units(groups, base.size)
     table = pd.DataFrame(
         [_one_against(k, v, reference, base, units, n=n, level=level, seed=seed) for k, v in arrays.items()]
     )
@@ -247,12 +250,10 @@ def rank_correlation(a: Any, b: Any) -> Tensor:
     (B,), or () for vectors; NaN where one side is constant. Raises `ValueError` for shapes that differ and values that
     are not finite.
     """
-    pair = [torch.as_tensor(v).detach().cpu().double() for v in (a, b)]
-    if pair[0].shape != pair[1].shape or pair[0].ndim == 0 or not all(bool(v.isfinite().all()) for v in pair):
-        raise ValueError(
-            f"`a` and `b` must be finite and of one shape, (N,) or (B, …), got {tuple(pair[0].shape)} and "
-            f"{tuple(pair[1].shape)}"
-        )
+    pair = [torch.tensor(check_numbers(v, name)) for v, name in ((a, "a"), (b, "b"))]
+    if pair[0].shape != pair[1].shape or pair[0].ndim == 0:
+        shapes = " and ".join(str(tuple(v.shape)) for v in pair)
+        raise ValueError(f"`a` and `b` must be of one shape, (N,) or (B, …), got {shapes}")
     single = pair[0].ndim == 1
     rows = [v[None] if single else v.flatten(1) for v in pair]
     ranks = [torch.from_numpy(stats.rankdata(v.numpy(), axis=1)) for v in rows]

@@ -20,9 +20,10 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['NORMS', 'check_integer', 'check_real', 'check_seed', 'check_batch_size', 'check_choice', 'check_flag',
-           'check_callable', 'check_sequence', 'check_mapping', 'check_options', 'check_norm', 'norm_name', 'listed',
-           'check_images', 'check_labels', 'check_target', 'check_maps', 'check_mask', 'check_partition',
-           'check_logits', 'VanishedGradientWarning', 'check_gradient', 'warn_vanished', 'alias']
+           'check_callable', 'check_call', 'check_sequence', 'check_mapping', 'check_options', 'check_norm',
+           'norm_name', 'check_numbers', 'check_tensor', 'listed', 'check_images', 'check_labels', 'check_target',
+           'check_maps', 'check_mask', 'check_partition', 'check_logits', 'VanishedGradientWarning', 'check_gradient',
+           'warn_vanished', 'alias']
 
 # %% ../nbs/13_validation.ipynb #1e695fa1
 def _scalar(value: Any) -> Any:
@@ -45,7 +46,7 @@ def _bounded(kind: str, least: Any, most: Any, above: Any = None, below: Any = N
 def check_integer(
     value: Any, name: str, least: int | None = None, most: int | None = None, optional: bool = False
 ) -> Any:
-    """`value` as an int within [`least`, `most`]; with `optional`, None passes.
+    """`value` as an int within [`least`, `most`], of 64 bits at most; with `optional`, None passes.
 
     Raises
     ------
@@ -60,6 +61,8 @@ def check_integer(
     whole = int(number)
     if (least is not None and whole < least) or (most is not None and whole > most):
         raise ValueError(f"`{name}` must be {wanted}, got {value!r}")
+    if not -(2**63) <= whole < 2**63:
+        raise ValueError(f"`{name}` must be {wanted}, got {value!r}, more than 64 bits")
     return whole
 
 # %% ../nbs/13_validation.ipynb #28d1de63
@@ -140,6 +143,21 @@ def check_callable(value: Any, name: str, what: str = "a callable") -> Callable[
         raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}")
     return value
 
+# %% ../nbs/13_validation.ipynb #f1a20002
+def check_call(function: Callable[..., Any], name: str, takes: str, *given: Any, **options: Any) -> Any:
+    """`function(*given, **options)`; an error from inside is raised anew, with the argument's `name` and `takes`.
+
+    `takes` says what was given. Errors that name an argument already, and those of memory, pass as they are. Raises `TypeError` for a `TypeError`,
+    else `ValueError`, each with the original as its cause.
+    """
+    try:
+        return function(*given, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if "`" in str(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`{name}` must take {takes}, got {type(error).__name__} from it: {error}") from error
+
 # %% ../nbs/13_validation.ipynb #c5e90002
 def check_sequence(value: Any, name: str, what: str = "a sequence", length: int | None = None) -> list[Any]:
     """The entries of `value` as a list, `length` of them if given; a text is no sequence, an array is one.
@@ -206,6 +224,49 @@ def check_norm(norm: Any, name: str = "norm", allowed: Sequence[float] = tuple(N
 def norm_name(norm: Any) -> str:
     """The name of a norm in tables and files: "l0", "l1", "l2" or "linf"."""
     return NORMS[check_norm(norm)]
+
+# %% ../nbs/13_validation.ipynb #f1a20005
+def check_numbers(
+    values: Any, name: str, least: float | None = None, most: float | None = None, finite: bool = True
+) -> np.ndarray:
+    """`values` as float64 of any shape, within [`least`, `most`]; NaN and infinity only if not `finite`.
+
+    Raises `TypeError` for what is not numbers, `ValueError` for NaN (if `finite`, or with bounds) or out of range.
+    """
+    wanted = _bounded("numbers", least, most)
+    half = isinstance(values, Tensor) and values.is_floating_point()  # NumPy has no bfloat16
+    try:
+        plain = (values.double() if half else values).detach().cpu() if isinstance(values, Tensor) else values
+        given = np.asarray(plain)
+        found = given.astype(np.float64) if given.dtype.kind in "biufO" else None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        found = None
+    if found is None or values is None:
+        raise TypeError(f"`{name}` must be {wanted}, got {type(values).__name__} that is not numbers")
+    if finite and not np.isfinite(found).all():
+        where = np.flatnonzero(~np.isfinite(found))[:8].tolist()
+        raise ValueError(f"`{name}` must be finite, got NaN or infinite values at {where}")
+    if (least is not None and not (found >= least).all()) or (most is not None and not (found <= most).all()):
+        raise ValueError(f"`{name}` must be {wanted}, got {found.ravel()[:8].tolist()}")
+    return found
+
+# %% ../nbs/13_validation.ipynb #f1a20007
+def check_tensor(value: Any, name: str, shape: str = "", floating: bool = True, finite: bool = True) -> Tensor:
+    """`value` if it is a tensor with as many dimensions as `shape` says, such as "(N, H, W)" or "(H, W) or (N, H, W)".
+
+    Raises `TypeError` for anything else than a tensor, floating or (not `floating`) of integers or booleans, and
+    `ValueError` for other dimensions or (if `finite`) values that are not finite.
+    """
+    kind = "floating point" if floating else "integer"
+    if not isinstance(value, Tensor) or (value.is_floating_point() != floating) or value.is_complex():
+        got = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"`{name}` must be a {kind} tensor {shape}, got {got}")
+    known = [one.count(",") + (not one.endswith(",)")) for one in shape.split(" or ") if one]
+    if known and value.ndim not in known:
+        raise ValueError(f"`{name}` must have shape {shape}, got {tuple(value.shape)}")
+    if finite and not bool(value.isfinite().all()):
+        raise ValueError(f"`{name}` must be finite, got NaN or infinite values")
+    return value
 
 # %% ../nbs/13_validation.ipynb #1c45492d
 def listed(which: Tensor, limit: int = 8) -> str:

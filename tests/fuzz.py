@@ -220,6 +220,16 @@ LEFT_OUT = {
     ),
 }
 
+#: Other arguments that an error may name, for they no longer fit: with two trials, three successes are wrong.
+ALSO: dict[str, dict[str, tuple[str, ...]]] = {
+    "statistics.wilson": {"n": ("successes",)},
+    "statistics.proportion": {"n": ("successes",)},
+    "statistics.clopper_pearson": {"n": ("successes",)},
+    "inference.quantus_explain": {"inputs": ("model",)},  # what the network says of images of another size
+}
+#: What goes with images one by one: of good images, but of another number or size, it may be named.
+COMPANIONS = ("labels", "target", "targets", "partition", "maps", "masks", "deviation", "removed")
+
 
 def odd() -> list[Any]:
     """Values that somebody has passed by mistake, or that are right in an unusual type."""
@@ -422,6 +432,8 @@ def numbers(result: Any, depth: int = 0) -> Iterator[Tensor]:
             yield from numbers(item, depth + 1)
     elif dataclasses.is_dataclass(result) and depth < 2:
         for field in dataclasses.fields(result):
+            if field.name == "agreement":  # of a posterior's steps: NaN of a single one, and of constant maps
+                continue
             yield from numbers(getattr(result, field.name, None), depth + 1)
 
 
@@ -443,9 +455,7 @@ def run(door: Door, argument: str, value: Any) -> tuple[str, str]:
                 verdict, detail = "nan", "NaN in the result"
         except (ValueError, TypeError) as error:
             text = str(error)
-            named = f"`{argument}" in text or (
-                argument in ("labels", "target") and ("`target" in text or "`labels" in text)
-            )
+            named = any(f"`{name}" in text for name in (argument, *other_names(door, argument, value)))
             inside = error.__traceback__
             while inside is not None and inside.tb_next is not None:
                 inside = inside.tb_next
@@ -465,6 +475,17 @@ def run(door: Door, argument: str, value: Any) -> tuple[str, str]:
         if not same:
             return "changed", name
     return verdict, detail
+
+
+def other_names(door: Door, argument: str, value: Any) -> tuple[str, ...]:
+    """Arguments besides `argument` that an error about it may name."""
+    others = ALSO.get(door.name, {}).get(argument, ())
+    if argument in ("labels", "target"):
+        others += ("labels", "target")
+    if argument in ("images", "image", "inputs") and isinstance(value, Tensor) and value.ndim == 4:
+        good = value.is_floating_point() and bool(((value >= 0) & (value <= 1)).all())
+        others += COMPANIONS if good else ()
+    return others
 
 
 def undefined(door: Door, argument: str) -> bool:

@@ -246,8 +246,9 @@ def test_gradient_against_finite_differences(name):
 def test_training_flags_come_back_after_an_exception():
     network = smooth().train()
     before = state_of(network)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="`model` must take `images` of shape") as caught:
         Classifier(network)(images(side=9))
+    assert isinstance(caught.value.__cause__, RuntimeError)
     assert_same_state(before, state_of(network))
 
 

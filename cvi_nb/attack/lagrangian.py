@@ -19,7 +19,15 @@ from .geometry import Norm, cosine, norms, per_sample, power_of_two
 from .oracle import Model
 from .run import AttackResult, Options, Run, register_attack
 from .smoothed_count import Adam, thin_out
-from ..validation import check_integer, check_norm, check_real
+from cvi_nb.validation import (
+    check_call,
+    check_callable,
+    check_images,
+    check_integer,
+    check_labels,
+    check_norm,
+    check_real,
+)
 
 # %% auto #0
 __all__ = ['keep_beyond', 'minimise', 'search_c', 'spare_pixels', 'carlini_wagner', 'TargetedCases', 'targeted_cases']
@@ -245,9 +253,12 @@ def targeted_cases(
     **settings: Any,
 ) -> TargetedCases:
     """`attack` towards each of the other `classes` − 1 classes (Carlini & Wagner 2017, section VI.A)."""
-    check_integer(classes, "classes", least=2)
+    classes, images = check_integer(classes, "classes", least=2), check_images(images, allow_empty=True)
+    labels = check_labels(labels, len(images)).to(images.device)
+    check_callable(attack, "attack", "an attack")
+    takes = "model, images, labels and a target"
     targets = torch.stack([(labels + j) % classes for j in range(1, classes)], 1)
-    results = [attack(model, images, labels, target=t, **settings) for t in targets.T]
+    results = [check_call(attack, "attack", takes, model, images, labels, target=t, **settings) for t in targets.T]
     return TargetedCases(
         torch.stack([r.distance for r in results], 1), torch.stack([r.success for r in results], 1), targets
     )

@@ -28,8 +28,12 @@ from cvi_nb.validation import (
     check_labels,
     check_logits,
     check_mask,
+    check_numbers,
     check_options,
+    check_partition,
     check_seed,
+    check_sequence,
+    check_tensor,
 )
 
 # %% auto #0
@@ -68,10 +72,13 @@ def choose_target(target: Target, labels: Tensor, logits: Tensor, generator: tor
 # %% ../../nbs/04_attack/03_run.ipynb #4e7b12c9
 def cluster_support(partition: Tensor, clusters: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Support (B, H, W) bool: the pixels of `partition` (B, H, W) int64 in `clusters` (B lists, or (B, k) int64)."""
-    rows = [torch.as_tensor(c, dtype=torch.int64, device=partition.device).flatten() for c in clusters]
+    partition = check_tensor(partition, "partition", "(B, H, W)", floating=False)
+    partition = check_partition(partition, len(partition), partition.shape[1:])
+    rows = check_sequence(clusters, "clusters", "numbers of clusters for each partition")
     if len(rows) != len(partition):
         raise ValueError(f"`clusters` must have one entry per partition ({len(partition)}), got {len(rows)}.")
-    return torch.stack([torch.isin(p, c) for p, c in zip(partition, rows, strict=True)])
+    chosen = [torch.as_tensor(check_numbers(c, "clusters")).to(partition).flatten() for c in rows]
+    return torch.stack([torch.isin(p, c) for p, c in zip(partition, chosen, strict=True)])
 
 # %% ../../nbs/04_attack/03_run.ipynb #5aeaf20a
 @dataclass(eq=False)

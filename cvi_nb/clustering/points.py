@@ -30,7 +30,10 @@ __all__ = ['attention_step', 'climb_points', 'estimate_bandwidth', 'PointCluster
 def _check_points(points: Any, name: str = "points", dimensions: int | None = None) -> Tensor:
     """`points` as a float32 or float64 tensor (N, D)."""
     if not isinstance(points, Tensor):
-        array = np.asarray(points)
+        try:
+            array = np.asarray(points)
+        except ValueError as error:  # rows of different lengths
+            raise TypeError(f"`{name}` must be numbers of shape (N, D), got {error}") from None
         if array.dtype.kind not in "iuf":
             found = array.dtype if isinstance(points, np.ndarray) else type(points).__name__
             raise TypeError(f"`{name}` must be numbers of shape (N, D), got {found}")
@@ -406,6 +409,16 @@ def _check_parameters(
     check_choice(labels, "labels", ("basin", "nearest"), optional=True)
     check_integer(max_iter, "max_iter", least=1, most=2**31 - 1)
 
+# %% ../../nbs/02_clustering/06_points.ipynb #f1a20021
+def _validated(estimator: Any, X: Any, reset: bool = True) -> np.ndarray:
+    """`X` as scikit-learn wants it, and in its words where it is not so."""
+    try:
+        X = X.detach() if isinstance(X, Tensor) else X
+        return validate_data(estimator, X, reset=reset, dtype=[np.float64, np.float32])
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"`X` must be numbers of shape (N, D): {error}") from None
+
 # %% ../../nbs/02_clustering/06_points.ipynb #9c64c837
 class MeanShift(ClusterMixin, BaseEstimator):
     """Mean shift as a scikit-learn estimator.
@@ -438,7 +451,7 @@ class MeanShift(ClusterMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MeanShift:
         """Cluster X (N, D); `sample_weight` (N,) counts points."""
         _check_parameters(**self.get_params())
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        X = _validated(self, X)
         weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True).astype(X.dtype, copy=False)
         points, self._points, self._weights = _check_points(X, "X"), X[weight > 0], weight[weight > 0]
         h = self.bandwidth or estimate_bandwidth(points, weights=weight)
@@ -456,7 +469,7 @@ class MeanShift(ClusterMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """The cluster of each row of X (N, D), as for the fitted points."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        X = _validated(self, X, reset=False)
         return self._assign(_check_points(X.astype(self.cluster_centers_.dtype), "X"))
 
     def _assign(self, points: Tensor) -> np.ndarray:

@@ -19,7 +19,15 @@ from .noise import GaussianNoise
 from ..models import Classifier, Evaluations, as_classifier
 from ..plot import heat_grid
 from ..statistics import clopper_pearson
-from ..validation import check_batch_size, check_images, check_integer, check_logits, check_real, check_seed
+from cvi_nb.validation import (
+    check_batch_size,
+    check_images,
+    check_integer,
+    check_logits,
+    check_real,
+    check_seed,
+    check_tensor,
+)
 
 # %% auto #0
 __all__ = ['smoothed_votes', 'Ellipsoid', 'Certificate', 'certify']
@@ -84,9 +92,7 @@ def smoothed_votes(
     ValueError : a deviation that is not positive or does not fit, logits that are not finite, a network of one output
     """
     samples, batch_size = check_integer(samples, "samples", least=1), check_batch_size(batch_size)
-    if not isinstance(images, Tensor) or images.ndim != 4 or not bool(images.isfinite().all()):
-        got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"`images` must be a finite tensor of shape (B, C, H, W), got {got}.")
+    images = check_tensor(images, "images", "(B, C, H, W)")
     model, sigma = as_classifier(model), _deviation(deviation, images)
     votes = []
     for image, scale in zip(images, sigma, strict=True):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .perturbation import Regions, blurred
+from ..validation import check_real, check_tensor
 
 # %% auto #0
 __all__ = ['bernoulli_kl', 'importance_weights', 'RunningMean', 'equal_say', 'Heard', 'weighted', 'in_pairs', 'averaged',
@@ -22,7 +23,14 @@ __all__ = ['bernoulli_kl', 'importance_weights', 'RunningMean', 'equal_say', 'He
 # %% ../../nbs/03_inference/04_estimate.ipynb #29bdc060
 def bernoulli_kl(log_odds: Tensor, prior_log_odds: float | Tensor) -> Tensor:
     """KL(Bern(σ(`log_odds`)) ‖ Bern(σ(`prior_log_odds`))) in nats, elementwise."""
-    prior = torch.as_tensor(prior_log_odds, dtype=log_odds.dtype, device=log_odds.device)
+    log_odds, prior = check_tensor(log_odds, "log_odds"), prior_log_odds
+    prior = check_tensor(prior, "prior_log_odds") if isinstance(prior, Tensor) else check_real(prior, "prior_log_odds")
+    prior = torch.as_tensor(prior, dtype=log_odds.dtype, device=log_odds.device)
+    try:
+        log_odds, prior = torch.broadcast_tensors(log_odds, prior)
+    except RuntimeError:
+        shapes = f"{tuple(log_odds.shape)}, got {tuple(prior.shape)}"
+        raise ValueError(f"`prior_log_odds` must broadcast with `log_odds` of shape {shapes}") from None
     return log_odds.sigmoid() * (log_odds - prior) + F.logsigmoid(-log_odds) - F.logsigmoid(-prior)
 
 # %% ../../nbs/03_inference/04_estimate.ipynb #d4139e68
@@ -47,7 +55,7 @@ class RunningMean:
         """This mean with `maps` (N, H, W) of `score` (N,) taken in."""
         top = max(self.top, float(score.max()))
         weights, old = (score - top).exp(), math.exp(self.top - top)
-        total = old * self.total + torch.einsum("n,nhw->hw", weights, maps)
+        total = old * self.total + torch.einsum("n,nhw->hw", weights.to(maps), maps)  # a float64 network, say
         return RunningMean(total, old * self.weight + float(weights.sum()), top, self.count + len(maps))
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from .game import Game, resolve_target
 from .perturbation import Baseline, Regions, accepts, make_baselines, partitions_of
 from ..models import Evidence, as_classifier, get_evidence
-from ..validation import check_images, check_integer, check_real
+from ..validation import check_batch_size, check_images, check_integer, check_real
 
 # %% auto #0
 __all__ = ['all_masks', 'log_prior', 'ExactPosterior', 'enumerate_evidence', 'exact_posterior']
@@ -101,7 +101,7 @@ def enumerate_evidence(
     feather : pixels by which edges of clusters are softened
     batch_size : masked images that go through the model together
     """
-    batch_size, feather = check_integer(batch_size, "batch_size", least=1), check_real(feather, "feather", least=0)
+    batch_size, feather = check_batch_size(batch_size), check_real(feather, "feather", least=0)
     images = check_images(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image, "image")
     regions = Regions(partitions_of(partition, images)[0, 0])
     baselines = make_baselines(baseline, images)

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from .perturbation import Regions
 from ..models import EVIDENCES, Evidence, as_classifier, log_probability, logit
-from ..validation import check_gradient, check_logits, check_target
+from cvi_nb.validation import (
+    check_batch_size,
+    check_call,
+    check_gradient,
+    check_images,
+    check_logits,
+    check_target,
+)
 
 # %% auto #0
 __all__ = ['resolve_target', 'evaluate', 'Game']
@@ -26,6 +33,7 @@ def resolve_target(model: Callable[[Tensor], Tensor], images: Tensor, target: An
     `target` is a class, B classes of any integer type, a boolean mask (B, K), or None for the model's own top classes,
     which takes one forward evaluation of each image. Raises `TypeError` or `ValueError` for anything else.
     """
+    images, batch_size = check_images(images, allow_empty=True), check_batch_size(batch_size)
     if target is None:
         return as_classifier(model).logits(images, batch_size).argmax(1)
     return check_target(target, len(images)).to(images.device)
@@ -36,7 +44,8 @@ def _answer(model: Callable[[Tensor], Tensor], images: Tensor, target: Tensor, e
     relative = evidence in EVIDENCES.values() and evidence is not logit  # to other classes, which there must be, then
     logits = check_logits(model(images), len(images), least=2 if relative else 1)
     check_target(target[None], 1, logits.shape[1])
-    values = evidence(logits, target.expand(len(images), *target.shape))
+    aims = target.expand(len(images), *target.shape)
+    values = check_call(evidence, "evidence", f"logits {tuple(logits.shape)} and a target", logits, aims)
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"`evidence` must return one number per image, shape ({len(images)},), got {got}.")

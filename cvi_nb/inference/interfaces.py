@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .cvi import CVI
+from ..validation import check_images, check_numbers, check_target
 
 # %% auto #0
 __all__ = ['quantus_explain']
@@ -76,7 +77,8 @@ def quantus_explain(model: Any, inputs: Any, targets: Any, **options: Any) -> np
 
     Draws are seeded by `seed`, 0 if it is not given, so that the same call gives the same maps.
     """
-    device = options.pop("device", None)
-    images = torch.as_tensor(inputs, dtype=torch.float32, device=device).clamp(0, 1)
-    classes = torch.as_tensor(targets, dtype=torch.int64, device=images.device).flatten()
+    device = options.pop("device", getattr(inputs, "device", None))
+    given = torch.as_tensor(check_numbers(inputs, "inputs"), dtype=torch.float32, device=device)
+    images = check_images(given.clamp(0, 1), "inputs")
+    classes = check_target(targets, len(images), name="targets").to(images.device)
     return CVI(model, **options).infer(images, classes).map[:, None].cpu().numpy()

@@ -24,7 +24,16 @@ from .perturbation import Baseline, Partitioner, Regions, accepts, make_baseline
 from .surrogate import Surrogate, doubt, draw_functions, fit_surrogate, informative_masks, spread
 from ..models import Evaluations, Evidence, as_classifier, get_evidence
 from ..plot import outlines, style
-from ..validation import alias, check_choice, check_flag, check_images, check_integer, check_real, check_seed
+from cvi_nb.validation import (
+    alias,
+    check_batch_size,
+    check_choice,
+    check_flag,
+    check_images,
+    check_integer,
+    check_real,
+    check_seed,
+)
 
 # %% auto #0
 __all__ = ['stroke_partition', 'mean_field', 'merged', 'Mode', 'Marginals', 'ModesOptions', 'MixturePosterior', 'infer_modes']
@@ -300,7 +309,7 @@ class ModesOptions:
             "particles": check_integer(self.particles, "particles", least=1),
             "shared": check_choice(self.shared, "shared", ("all", "neighbours", "none"), optional=True),
             "bandwidth": check_real(self.bandwidth, "bandwidth", above=0),
-            "batch_size": check_integer(self.batch_size, "batch_size", least=1),
+            "batch_size": check_batch_size(self.batch_size),
             "seed": check_seed(self.seed),
             "progress": check_flag(self.progress, "progress"),
         }

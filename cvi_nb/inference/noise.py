@@ -21,6 +21,7 @@ from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evide
 from ..plot import heat_grid
 from cvi_nb.validation import (
     alias,
+    check_batch_size,
     check_choice,
     check_flag,
     check_images,
@@ -271,7 +272,7 @@ class NoiseOptions:
             "budget": check_integer(self.budget, "budget", least=4 * steps + 4),
             "update": check_choice(self.update, "update", ("gauss_newton", "reparameterised")),
             "learning_rate": check_real(self.learning_rate, "learning_rate", above=0, most=1, optional=True),
-            "batch_size": check_integer(self.batch_size, "batch_size", least=1),
+            "batch_size": check_batch_size(self.batch_size),
             "seed": check_seed(self.seed),
             "progress": check_flag(self.progress, "progress"),
         }

@@ -18,7 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clustering import segment
-from ..validation import check_choice, check_options, check_partition, check_real
+from cvi_nb.validation import (
+    check_call,
+    check_choice,
+    check_images,
+    check_integer,
+    check_options,
+    check_partition,
+    check_real,
+    check_sequence,
+    check_tensor,
+)
 
 # %% auto #0
 __all__ = ['Partitioner', 'Function', 'PARTITIONS', 'BASELINES', 'Baseline', 'register', 'accepts', 'grid_partition',
@@ -71,7 +81,8 @@ PARTITIONS: dict[str, Partitioner] = {}
 @register(PARTITIONS, "grid")
 def grid_partition(images: Tensor, cells: int = 14) -> Tensor:
     """Squares, `cells` along the shorter side of `images` (B, C, H, W): (1, B, H, W) int64."""
-    batch, _, height, width = images.shape
+    cells = check_integer(cells, "cells", least=1)
+    batch, _, height, width = check_images(images, allow_empty=True).shape
     side = max(1, math.ceil(min(height, width) / cells))
     rows, columns = (torch.arange(n, device=images.device) // side for n in (height, width))
     return (rows[:, None] * (int(columns[-1]) + 1) + columns).expand(1, batch, height, width)
@@ -86,7 +97,8 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
     pixels along the shorter side: a tenth of the time, and borders of that grain. Images with other than 1 or 3
     channels are clustered by their channels as they are.
     """
-    height, width = images.shape[-2:]
+    height, width = check_images(images).shape[-2:]
+    bandwidths = check_sequence(range_bandwidth, "range_bandwidth", "one or more bandwidths in a sequence")
     grain = max(1, min(height, width) // 112)
     small = F.avg_pool2d(images, grain, ceil_mode=True) if grain > 1 else images
     side = min(height, width) / grain / 224
@@ -94,7 +106,7 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
     labels, _ = segment(
         small,
         spatial_bandwidth=max(2.0, 8 * side),
-        range_bandwidth=tuple(range_bandwidth),
+        range_bandwidth=tuple(bandwidths),
         min_size=max(4, round(30 * side**2)),
         colour="luv" if grey_or_colour else None,
         features=None if grey_or_colour else 100 * small,
@@ -105,10 +117,12 @@ def mean_shift_partition(images: Tensor, range_bandwidth: Sequence[float] = (4.0
 def _labels(one: Any, images: Tensor) -> Tensor:
     """A single partition (a name, a callable or labels) as labels (P, B, H, W) without gaps, or an error."""
     named = PARTITIONS[check_choice(one, "partition", PARTITIONS)] if isinstance(one, str) else one
-    labels = named(images) if callable(named) else named
+    labels = check_call(named, "partition", "`images`", images) if callable(named) else named
     if isinstance(labels, Tensor) and labels.numel() and labels.dtype in (torch.int32, torch.int64):
         labels = labels - labels.min()  # renumbered anyway
     parts = labels if getattr(labels, "ndim", 0) == 4 else [labels]
+    if not len(parts):
+        raise ValueError(f"`partition` must name at least one partition, got shape {tuple(labels.shape)}")
     checked = [check_partition(part, len(images), images.shape[-2:]).to(images.device) for part in parts]
     return torch.stack([torch.stack([one.unique(return_inverse=True)[1] for one in batch]) for batch in checked])
 
@@ -119,6 +133,7 @@ def partitions_of(partition: Any, images: Tensor) -> Tensor:
     `partition` is a name of `PARTITIONS`, a callable `images -> labels`, whole numbers (H, W), (B, H, W) or
     (P, B, H, W), or a sequence of these. Raises `TypeError` or `ValueError` for anything else.
     """
+    images = check_images(images)
     single = isinstance(partition, str | Tensor | np.ndarray) or callable(partition)
     some = [partition] if single else partition
     if not isinstance(some, Sequence):
@@ -140,18 +155,24 @@ def _blur_matrix(length: int, sigma: float, dtype: torch.dtype, device: torch.de
     blur = torch.zeros(length, length, dtype=torch.float64)
     return blur.scatter_add_(1, source, (kernel / kernel.sum()).expand(source.shape)).to(device, dtype)
 
+# %% ../../nbs/03_inference/01_perturbation.ipynb #f1a20011
+def _softened(maps: Tensor, sigma: float) -> Tensor:
+    """`blurred` of maps (…, H, W) that are known to be good."""
+    if sigma == 0:
+        return maps
+    matrix = _blur_matrix if max(maps.shape[-2:]) <= 1024 else _blur_matrix.__wrapped__  # larger ones are not kept
+    rows, columns = (matrix(n, float(sigma), maps.dtype, maps.device) for n in maps.shape[-2:])
+    return rows @ maps @ columns.T
+
 # %% ../../nbs/03_inference/01_perturbation.ipynb #fab59688
 def blurred(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of `images` (B, C, H, W) or maps (B, H, W), `sigma` in pixels, edges reflected; 0 for none."""
-    if sigma <= 0:
-        return images
-    matrix = _blur_matrix if max(images.shape[-2:]) <= 1024 else _blur_matrix.__wrapped__  # larger ones are not kept
-    rows, columns = (matrix(n, float(sigma), images.dtype, images.device) for n in images.shape[-2:])
-    return rows @ images @ columns.T
+    images = check_tensor(images, "images", "(B, C, H, W) or (B, H, W)")
+    return _softened(images, check_real(sigma, "sigma", least=0))
 
 # %% ../../nbs/03_inference/01_perturbation.ipynb #24bbbc3d
 BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
-    "blur": lambda x: blurred(x, 0.09 * min(x.shape[-2:])),
+    "blur": lambda x: _softened(x, 0.09 * min(x.shape[-2:])),
     "grey": lambda x: torch.full_like(x, 0.5),
     "mean": lambda x: x.mean((2, 3), keepdim=True).expand_as(x),
     "black": torch.zeros_like,
@@ -175,7 +196,10 @@ def _baseline(one: Any, images: Tensor) -> Tensor:
         return BASELINES[check_choice(one, "baseline", ("mixed", *BASELINES))](images)
     if not isinstance(one, Tensor | np.ndarray):
         one = check_real(one, "baseline", least=0, most=1)
-    found = torch.as_tensor(one, dtype=images.dtype, device=images.device)
+    try:
+        found = torch.as_tensor(one, dtype=images.dtype, device=images.device)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"`baseline` must be a name, a number in [0, 1] or images of these, got {error}") from None
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise ValueError(f"`baseline` must be in [0, 1], got {float(found.min()):.3g} to {float(found.max()):.3g}")
     try:
@@ -191,6 +215,7 @@ def make_baselines(baseline: Baseline | Sequence[Baseline], images: Tensor) -> T
     `baseline` is "mixed" (blur and grey), a name of `BASELINES`, a number in [0, 1], a tensor that broadcasts to
     `images`, or a sequence of these. Raises `TypeError` or `ValueError` for anything else.
     """
+    images = check_images(images)
     some = baseline if isinstance(baseline, Sequence) and not isinstance(baseline, str) else [baseline]
     if not some:
         raise ValueError("`baseline` must name at least one baseline, got an empty sequence")
@@ -200,7 +225,12 @@ def make_baselines(baseline: Baseline | Sequence[Baseline], images: Tensor) -> T
 # %% ../../nbs/03_inference/01_perturbation.ipynb #23ed9ee7
 def paint(values: Tensor, labels: Tensor, feather: float = 0.0) -> Tensor:
     """Maps (N, H, W) with `values` (N, R) on the clusters of `labels` (H, W), edges softened by `feather` pixels."""
-    return blurred(values[:, labels], feather)
+    values, labels = check_tensor(values, "values", "(N, R)"), check_tensor(labels, "labels", "(H, W)", floating=False)
+    feather = check_real(feather, "feather", least=0)
+    labels = check_partition(labels, 1, labels.shape, "labels")[0]
+    if int(labels.max()) >= values.shape[1]:
+        raise ValueError(f"`labels` must be below the {values.shape[1]} clusters of `values`, got {int(labels.max())}")
+    return _softened(values[:, labels], feather)
 
 # %% ../../nbs/03_inference/01_perturbation.ipynb #636318dd
 @dataclass(frozen=True, eq=False)
@@ -235,12 +265,15 @@ class Regions:
 
     def paint(self, values: Tensor, feather: float = 0.0) -> Tensor:
         """Maps (N, H, W) with `values` (N, R) on the clusters, edges softened by `feather` pixels."""
-        return paint(values, self.partition, feather)
+        return _softened(values[:, self.partition], feather)
 
 # %% ../../nbs/03_inference/01_perturbation.ipynb #87d4368b
 def collect(maps: Tensor, labels: Tensor, clusters: int, feather: float = 0.0) -> Tensor:
     """Sums (N, `clusters`) of `maps` (N, H, W) over clusters of `labels` (H, W): `paint`'s adjoint, up to the edge."""
-    sums = Regions(labels).sum(blurred(maps, feather))
+    maps, feather = check_tensor(maps, "maps", "(N, H, W)"), check_real(feather, "feather", least=0)
+    labels = check_partition(labels, 1, maps.shape[1:], "labels")[0]
+    clusters = check_integer(clusters, "clusters", least=1)
+    sums = Regions(labels).sum(_softened(maps, feather))
     return F.pad(sums, (0, max(0, clusters - sums.shape[1])))
 
 # %% ../../nbs/03_inference/01_perturbation.ipynb #3748bc8b

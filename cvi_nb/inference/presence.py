@@ -327,6 +327,7 @@ class Posterior(PresenceMarginals):
     trace : (steps, B), the bound at the q that each step drew from, estimated by its draws, in nats; exact in
         expectation for hard gates of the clusters alone; NaN after an image has stopped
     agreement : (B,), Spearman correlation of the map with that of the step before, NaN after a single step
+        and where a map is constant
     model : the classifier that was asked; options : for `modes`
     """
 

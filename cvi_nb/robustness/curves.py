@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..statistics import bootstrap_mean, proportion
+from ..validation import check_integer, check_numbers, check_seed
 
 # %% auto #0
 __all__ = ['accuracy_curve', 'mean_interval']
@@ -27,13 +28,13 @@ def accuracy_curve(distances: Tensor, eps: Tensor | None = None) -> pd.DataFrame
 
     Raises `ValueError` for no distances, negative or NaN ones (a failed attack's distance is inf, not unknown).
     """
-    d = torch.as_tensor(distances, dtype=torch.float64).flatten().cpu()
-    if not len(d) or not bool((d >= 0).all()):
-        raise ValueError(f"`distances` must be at least one number ≥ 0, got {d.tolist()[:8]}.")
+    d = torch.tensor(check_numbers(distances, "distances", least=0, finite=False)).flatten()
+    if not len(d):
+        raise ValueError("`distances` must be at least one number, got none")
     steps = torch.cat([d.new_zeros(1), d[d.isfinite()]]).unique()
+    if eps is not None:
+        check_numbers(eps, "eps", least=0, finite=False)
     radii = steps if eps is None else torch.as_tensor(eps).double().flatten().cpu()
-    if not bool((radii >= 0).all()):
-        raise ValueError(f"`eps` must not be negative or NaN, got {radii.tolist()[:8]}.")
     left = len(d) - torch.searchsorted(d.sort().values, radii.contiguous(), right=True)
     rows = [(float(e), *proportion(int(k), len(d)), len(d)) for e, k in zip(radii, left, strict=True)]
     return pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
@@ -41,7 +42,8 @@ def accuracy_curve(distances: Tensor, eps: Tensor | None = None) -> pd.DataFrame
 # %% ../../nbs/07_robustness/01_curves.ipynb #37d9b839
 def mean_interval(values: Tensor, resamples: int = 10_000, seed: int = 0) -> tuple[float, float, float]:
     """Mean of `values` (n,) and its 95 % bootstrap percentile interval; NaN for no values, and one has no interval."""
-    v = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
+    v, resamples = check_numbers(values, "values").ravel(), check_integer(resamples, "resamples", least=1)
+    seed = check_seed(seed)
     if len(v) < 2:
-        return float(v.mean()), math.nan, math.nan
+        return float(v[0]) if len(v) else math.nan, math.nan, math.nan
     return bootstrap_mean(v, n=resamples, seed=seed)

@@ -21,7 +21,16 @@ from ..models import Classifier, as_classifier
 from ..plot import COLUMN, style
 from .probe import as_precise, ordinary
 from ..statistics import proportion
-from ..validation import check_batch_size, check_images, check_labels, check_logits, check_real, check_seed
+from cvi_nb.validation import (
+    check_batch_size,
+    check_call,
+    check_callable,
+    check_images,
+    check_labels,
+    check_logits,
+    check_real,
+    check_seed,
+)
 
 # %% auto #0
 __all__ = ['TransferMatrix', 'transfer_matrix']
@@ -112,6 +121,7 @@ def transfer_matrix(
     if not isinstance(models, Mapping) or len(models) < 2:
         raise TypeError(f"`models` must be a mapping of names to at least two models, got {type(models).__name__}.")
     size, seed, eps = check_batch_size(batch_size), check_seed(seed), check_real(eps, "eps", least=0)
+    check_callable(attack, "attack", "an attack that searches a ball")
     asked = {str(name): as_classifier(model) for name, model in models.items()}
     with torch.inference_mode(False), torch.enable_grad():
         images = ordinary(check_images(images))
@@ -119,7 +129,8 @@ def transfer_matrix(
         common = right.all(0)
         x, y, cells = as_precise(images[common], next(iter(asked.values())).logits(images[:1])), labels[common], []
         for source in asked.values():
-            made = attack(source, x, y, eps=eps, batch_size=size, seed=seed, **settings)
+            passed = {"eps": eps, "batch_size": size, "seed": seed, **settings}
+            made = check_call(attack, "attack", f"model, images, labels, {', '.join(passed)}", source, x, y, **passed)
             hits = [int((victim.logits(made.attempt, size).argmax(1) == y).sum()) for victim in asked.values()]
             cells.append([proportion(k, len(y)) for k in hits])
     share, low, high = torch.tensor(cells, dtype=torch.float64).unbind(-1)
