@@ -272,3 +272,12 @@ def test_one_version_everywhere() -> None:
     assert re.search(
         rf"^## \[(?:Unreleased|{re.escape(config['version'])})\]", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
+
+
+def test_the_examples_of_contributing_run() -> None:
+    """An attack, a metric, an evidence and a family, each in its two places, as CONTRIBUTING shows them."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?s)```python\n(.*?)```", text)
+    assert len(blocks) == 4
+    answer = run(sys.executable, "-W", "error::DeprecationWarning:cvi_nb", "-c", "\n".join(blocks), cwd=ROOT)
+    assert answer.returncode == 0, answer.stderr[-2000:]

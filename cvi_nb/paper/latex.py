@@ -113,7 +113,7 @@ def latex_table(
     specs = {n: formats.get(n, ".3f" if pd.api.types.is_float_dtype(frame[n]) else "") for n in frame.columns}
     style = frame.reset_index(drop=True).style.hide(axis="index")
     style = style.format({n: partial(latex_number, spec=spec) for n, spec in specs.items()}, na_rep="--")
-    style = style.format_index(lambda n: heads[n] if n in heads else latex_escape(n), axis=1)
+    style = style.format_index(lambda n: heads.get(str(n), latex_escape(n)), axis=1)
     for name, best in bold.items():
         style = style.apply(_bold_where_best, best=best, spec=specs[name], subset=[name])
     sides = "".join("r" if pd.api.types.is_numeric_dtype(frame[n]) else "l" for n in frame.columns)
