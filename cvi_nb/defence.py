@@ -38,14 +38,17 @@ from cvi_nb.models import (
 )
 from .plot import curves
 from cvi_nb.validation import (
+    check_call,
     check_choice,
     check_flag,
     check_images,
     check_integer,
     check_labels,
+    check_logits,
     check_options,
     check_real,
     check_seed,
+    under_names,
 )
 
 # %% auto #0
@@ -94,14 +97,23 @@ def gaussian_noise(sigma: float) -> Objective:
     loss: Loss = lambda network, x, y: F.cross_entropy(network(x + s * torch.randn_like(x)), y)  # noqa: E731
     return Objective("gaussian_noise", {"sigma": s}, loss)
 
+# %% ../nbs/05_defence.ipynb #76ebad90
+def _check_labels(labels: Any, n: int, classes: int, name: str) -> Tensor:
+    """`labels` as classes (n,) int64, or probabilities (n, K)."""
+    if not (isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()):
+        return check_labels(labels, n, classes, name)
+    if tuple(labels.shape) != (n, classes):
+        wanted = (n, classes)
+        raise ValueError(f"`{name}` must have shape {wanted} as probabilities, got {tuple(labels.shape)}")
+    if not bool((labels >= 0).all()) or not torch.allclose(labels.sum(1), torch.ones_like(labels[:, 0]), atol=1e-4):
+        raise ValueError(f"`{name}` must be classes, or probabilities of at least 0 whose rows sum to 1")
+    return labels
+
 # %% ../nbs/05_defence.ipynb #e8a1bdae
-def worst_in_ball(
+def _climbed(
     network: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int, step_size: float, random_start: bool
 ) -> Tensor:
-    """Images (N, C, H, W) in [0, 1] within L∞ distance `eps` of `images` after `steps` signed steps up the loss.
-
-    The network is asked in evaluation mode; its flags, weights and gradients stay as they are.
-    """
+    """`worst_in_ball` of arguments that are checked, as training asks for every batch."""
     delta = torch.empty_like(images).uniform_(-eps, eps) if random_start else torch.zeros_like(images)
     with frozen(network):
         for _ in range(steps):
@@ -111,13 +123,31 @@ def worst_in_ball(
             delta = (x.detach() + step_size * slope.sign() - images).clamp(-eps, eps)
     return (images + delta).clamp(0, 1)
 
+# %% ../nbs/05_defence.ipynb #e8a1bdb0
+def worst_in_ball(
+    network: nn.Module, images: Tensor, labels: Any, eps: float, steps: int, step_size: float, random_start: bool
+) -> Tensor:
+    """Images (N, C, H, W) in [0, 1] within L∞ distance `eps` of `images` after `steps` signed steps up the loss.
+
+    The network is asked in evaluation mode; its flags, weights and gradients stay as they are. `labels` are classes
+    (N,) or probabilities (N, K). Raises `TypeError` and `ValueError` for arguments of another kind, shape or range.
+    """
+    eps, step_size = check_real(eps, "eps", least=0), check_real(step_size, "step_size", least=0)
+    steps, random_start = check_integer(steps, "steps", least=0), check_flag(random_start, "random_start")
+    images = check_images(images)
+    with under_names(model="network"):
+        ask = as_classifier(network)
+        classes = check_logits(ask.logits(images[:1]), 1).shape[1]
+    labels = _check_labels(labels, len(images), classes, "labels").to(images.device)
+    return _climbed(ask, images, labels, eps, steps, step_size, random_start)
+
 # %% ../nbs/05_defence.ipynb #8fa479df
 def _adversarial(name: str, settings: dict[str, Any], steps: int, start: bool) -> Objective:
     """α J(x) + (1 − α) J(worst image in the ball), with `steps` steps; α = 0 spares the clean pass."""
     eps, size, clean = settings["eps"], settings.get("step_size", settings["eps"]), settings["clean"]
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        worst = worst_in_ball(network, images, labels, eps, steps, size, random_start=start)
+        worst = _climbed(network, images, labels, eps, steps, size, random_start=start)
         adversarial = F.cross_entropy(network(worst), labels)
         return clean * F.cross_entropy(network(images), labels) + (1 - clean) * adversarial if clean else adversarial
 
@@ -275,17 +305,37 @@ class _Normalised(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images if self.mean is None else normalised(images, self.mean, self.std))
 
+# %% ../nbs/05_defence.ipynb #40ecc510
+def _moved(classifier: Classifier, device: Any) -> Classifier:
+    """`classifier` on `device`, if there is such a one."""
+    try:
+        return classifier.to(torch.device(device))
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        said = str(error).splitlines()[0]
+        raise kind(f"`device` must be one that PyTorch has on this machine, got {device!r} ({said})") from error
+
+# %% ../nbs/05_defence.ipynb #40ecc512
+def _check_places(device: Any, checkpoint: Any) -> None:
+    """Errors for a `device` or a `checkpoint` that is none."""
+    if device is not None:
+        _moved(as_classifier(nn.Linear(1, 2)), device)
+    if checkpoint is not None and (isinstance(checkpoint, bytes) or not isinstance(checkpoint, str | os.PathLike)):
+        raise TypeError(f"`checkpoint` must be the path of a file or None, got {type(checkpoint).__name__}")
+
 # %% ../nbs/05_defence.ipynb #40ecc517
 def _prepare(network: Any, device: Any) -> tuple[Classifier, list[nn.Parameter]]:
     """A private copy as `Classifier` on `device`, and the weights that were thawed for training."""
-    made = copy.deepcopy(network) if isinstance(network, nn.Module) else network() if callable(network) else network
+    made = copy.deepcopy(network) if isinstance(network, nn.Module) else network
+    if callable(network) and not isinstance(network, nn.Module):
+        made = check_call(network, "network", "no arguments, or be an nn.Module")
     if not isinstance(made, nn.Module) or (isinstance(made, Classifier) and not isinstance(made.model, nn.Module)):
         raise TypeError(f"`network` must be an nn.Module, or a function that makes one, got {type(made).__name__}")
     classifier = as_classifier(made)
     weights = list(classifier.parameters())
     if not weights:
         raise ValueError("`network` must have weights to train, got none")
-    classifier = classifier.to(weights[0].device if device is None else device)
+    classifier = _moved(classifier, weights[0].device if device is None else device)
     thawed = [] if any(p.requires_grad for p in weights) else weights
     for weight in thawed:
         weight.requires_grad_(True)
@@ -295,19 +345,12 @@ def _prepare(network: Any, device: Any) -> tuple[Classifier, list[nn.Parameter]]
 def _check_data(classifier: Classifier, images: Any, labels: Any, prefix: str = "") -> tuple[Tensor, Tensor]:
     """`images`, and `labels` as classes (n,) int64 or probabilities (n, K), if they fit the network."""
     check_images(images, f"{prefix}images")
-    weight, name = next(p for p in classifier.parameters() if p.is_floating_point()), f"{prefix}labels"
+    weight = next(p for p in classifier.parameters() if p.is_floating_point())
     if weight.dtype != images.dtype:
         raise ValueError(f"`{prefix}images` must have the network's dtype, {weight.dtype}, got {images.dtype}")
     with torch.no_grad():
         classes = classifier(images[:1].to(weight.device)).shape[1]
-    if not (isinstance(labels, Tensor) and labels.ndim == 2 and labels.is_floating_point()):
-        return images, check_labels(labels, len(images), classes, name)
-    if tuple(labels.shape) != (len(images), classes):
-        wanted = (len(images), classes)
-        raise ValueError(f"`{name}` must have shape {wanted} as probabilities, got {tuple(labels.shape)}")
-    if not bool((labels >= 0).all()) or not torch.allclose(labels.sum(1), torch.ones_like(labels[:, 0]), atol=1e-4):
-        raise ValueError(f"`{name}` must be classes, or probabilities of at least 0 whose rows sum to 1")
-    return images, labels
+    return images, _check_labels(labels, len(images), classes, f"{prefix}labels")
 
 # %% ../nbs/05_defence.ipynb #09ada5fc
 Validation = ImageSet | tuple[Tensor, Tensor] | None
@@ -401,7 +444,8 @@ class _State:
 def _save(state: _State, path: Path, settings: dict[str, Any]) -> None:
     """Write the state after an epoch, with the run's settings."""
     with atomic_path(path) as temporary:
-        torch.save({"settings": json.dumps(settings)} | state.content(), temporary)
+        with open(temporary, "wb") as file:  # by its name, PyTorch refuses one that has no suffix
+            torch.save({"settings": json.dumps(settings)} | state.content(), file)
 
 # %% ../nbs/05_defence.ipynb #7ccfbce7
 def _resume(state: _State, path: Path, settings: dict[str, Any]) -> None:
@@ -488,6 +532,7 @@ def train(
         raise TypeError(f"`objective` must be an Objective such as plain(), got {type(objective).__name__}")
     chosen = TrainingOptions(**check_options(options, TrainingOptions, "train"))
     quiet = not check_flag(progress, "progress")
+    _check_places(device, checkpoint)
     with _own_randomness(chosen.seed, network, device):
         classifier, thawed = _prepare(network, device)
         images, labels = _check_data(classifier, images, labels)
@@ -548,8 +593,10 @@ def distill(
     TypeError, ValueError : as `train`, and for a temperature that is not positive
     """
     check_real(temperature, "temperature", above=0)
-    guide = as_classifier(teacher)
-    logits = guide.logits(check_images(images).to(guide.device))
+    check_images(images)
+    with under_names(model="teacher"):
+        guide = as_classifier(teacher)
+        logits = check_logits(guide.logits(images.to(guide.device)), len(images))
     result = train(network, images, (logits / temperature).softmax(1), plain(temperature), **options)
     objective = dataclasses.replace(result.objective, name="distilled")
     spent = result.evaluations + Evaluations(len(images), 0)

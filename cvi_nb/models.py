@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +27,17 @@ from torchvision.models import get_model, get_model_weights
 from tqdm.auto import trange
 
 from .data import atomic_path, cache_dir, imagenet_classes, load_digits
-from .validation import check_batch_size, check_call, check_labels, check_logits, check_seed, check_target
+from cvi_nb.validation import (
+    check_batch_size,
+    check_call,
+    check_callable,
+    check_integer,
+    check_labels,
+    check_logits,
+    check_real,
+    check_seed,
+    check_target,
+)
 
 # %% auto #0
 __all__ = ['Evidence', 'EVIDENCES', 'EVIDENCE', 'HEADER', 'Source', 'SOURCES', 'Evaluations', 'class_mask', 'log_probability',
@@ -61,22 +71,32 @@ class Evaluations:
 Evidence = Callable[[Tensor, Tensor], Tensor]
 
 
-def class_mask(target: Tensor, classes: int) -> Tensor:
-    """`target` as a boolean mask (N, K): from classes (N,), or unchanged from a mask (N, K)."""
-    return target if target.dtype == torch.bool else F.one_hot(target.long(), classes).bool()
+def class_mask(target: Any, classes: int, n: int | None = None) -> Tensor:
+    """`target` as a boolean mask (N, K): from classes (N,), or unchanged from a mask (N, K); `n` is N if known.
+
+    Raises `TypeError` and `ValueError` where `target` is neither, or names a class that is not below `classes`.
+    """
+    classes, n = check_integer(classes, "classes", least=1, most=10**6), check_integer(n, "n", least=0, optional=True)
+    if isinstance(target, Tensor) and target.dtype == torch.bool and target.ndim == 2 and target.shape[1] == classes:
+        return target
+    count = (len(target) if isinstance(target, Sized) and getattr(target, "ndim", 1) else 1) if n is None else n
+    return F.one_hot(check_target(target, count, classes), classes).bool()
 
 # %% ../nbs/01_models.ipynb #64376175
-def _several(logits: Tensor) -> Tensor:
-    """`logits` (N, K) if there are at least two classes, else a `ValueError` that says what to do."""
-    if logits.shape[1] < 2:
-        check_logits(logits[:0], 0)
-    return logits
+def _inside(logits: Tensor, target: Any, least: int = 2) -> Tensor:
+    """Where `logits` (N, K) belong to `target`, (N, K) bool; an error says what to do if K is below `least`."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"`logits` must be a floating tensor (N, K), got {got}")
+    if logits.shape[1] < least:
+        check_logits(logits[:0], 0, least=least)
+    return class_mask(target, logits.shape[1], len(logits)).to(logits.device)
 
 # %% ../nbs/01_models.ipynb #b276df2b
 def log_probability(logits: Tensor, target: Tensor) -> Tensor:
     """log p(target), in nats: (N,) from `logits` (N, K) and `target` (N,) or (N, K) bool."""
-    inside = _several(logits).masked_fill(~class_mask(target, logits.shape[1]), -torch.inf)
-    return inside.logsumexp(1) - logits.logsumexp(1)
+    outside = ~_inside(logits, target)
+    return logits.masked_fill(outside, -torch.inf).logsumexp(1) - logits.logsumexp(1)
 
 # %% ../nbs/01_models.ipynb #3fc8579f
 def probability(logits: Tensor, target: Tensor) -> Tensor:
@@ -86,18 +106,19 @@ def probability(logits: Tensor, target: Tensor) -> Tensor:
 # %% ../nbs/01_models.ipynb #00c163c9
 def logit(logits: Tensor, target: Tensor) -> Tensor:
     """The largest logit within `target`: (N,) from `logits` (N, K), K ≥ 1, and `target` (N,) or (N, K) bool."""
-    return logits.masked_fill(~class_mask(target, logits.shape[1]), -torch.inf).amax(1)
+    outside = ~_inside(logits, target, least=1)
+    return logits.masked_fill(outside, -torch.inf).amax(1)
 
 # %% ../nbs/01_models.ipynb #8f1664d7
 def margin(logits: Tensor, target: Tensor) -> Tensor:
     """Lead of `target` over the best other class, in logits; negative where another class wins: (N,)."""
-    inside = class_mask(target, _several(logits).shape[1])
+    inside = _inside(logits, target)
     return logits.masked_fill(~inside, -torch.inf).amax(1) - logits.masked_fill(inside, -torch.inf).amax(1)
 
 # %% ../nbs/01_models.ipynb #274e33fc
 def f6(logits: Tensor, target: Tensor, kappa: float = 0.0) -> Tensor:
     """Loss f6 of Carlini & Wagner (2017, section V.A): zero or less once `target` leads, at least −`kappa`: (N,)."""
-    return (-margin(logits, target)).clamp_min(-kappa)
+    return (-margin(logits, target)).clamp_min(-check_real(kappa, "kappa", least=0, finite=False))
 
 # %% ../nbs/01_models.ipynb #2f30e8fd
 EVIDENCES: dict[str, Evidence] = {
@@ -231,6 +252,32 @@ class Counted(nn.Module):
             logits.register_hook(returned)
         return logits
 
+# %% ../nbs/01_models.ipynb #df0f82bb
+def _batch(images: Any) -> Tensor:
+    """`images` if it is a floating tensor with a batch dimension, else a `TypeError`."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"`images` must be a floating tensor (B, C, H, W) with values in [0, 1], got {got}")
+    return images
+
+# %% ../nbs/01_models.ipynb #df0f82b2
+def _asked(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`model(x)` if these are floating logits (B, K); an error of its own comes with the shape that it was given."""
+    logits = check_call(model, "model", f"`images` of shape {tuple(x.shape)} and {x.dtype}", x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
+        got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"`model` must return logits of shape ({len(x)}, K), got {got}")
+    return logits
+
+# %% ../nbs/01_models.ipynb #df0f82b4
+def _valued(evidence: Evidence, logits: Tensor, target: Tensor) -> Tensor:
+    """The evidence (B,) of `logits` (B, K) for `target`."""
+    values = check_call(evidence, "evidence", f"logits {tuple(logits.shape)} and a target", logits, target)
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"`evidence` must return a number for each of {len(logits)} images, got {got}")
+    return values
+
 # %% ../nbs/01_models.ipynb #eb17a32e
 def value_and_gradient(
     model: Callable[[Tensor], Tensor], images: Tensor, target: Any, evidence: str | Evidence = "log_probability"
@@ -241,16 +288,19 @@ def value_and_gradient(
 
     Raises
     ------
-    TypeError, ValueError : `target` does not fit the images and classes, or `evidence` has no such name
+    TypeError, ValueError : `target` does not fit the images and classes, `evidence` has no such name, or logits are NaN
     """
-    ask = get_evidence(evidence)
+    ask, model = get_evidence(evidence), check_callable(model, "model", "an nn.Module or a callable")
+    _batch(images)
     with torch.inference_mode(False), torch.enable_grad():
         images, target = (
             part.clone() if isinstance(part, Tensor) and part.is_inference() else part for part in (images, target)
         )
         images = images.detach().requires_grad_()
-        logits = model(images)
-        values = ask(logits, check_target(target, len(images), logits.shape[1]).to(logits.device))
+        logits = _asked(model, images)
+        if bool(logits.isnan().any()):
+            raise ValueError("`model` must give finite logits of `images`, got NaN")
+        values = _valued(ask, logits, check_target(target, len(images), logits.shape[1]).to(logits.device))
         (gradient,) = torch.autograd.grad(values.sum(), images)
     return values.detach(), gradient
 
@@ -284,14 +334,6 @@ class Predictor(Counted):
     ) -> tuple[Tensor, Tensor]:
         """Evidence (B,) for `target`, and its gradient (B, C, H, W) with respect to `images`: see the function."""
         return value_and_gradient(self, _batch(images), target, evidence)
-
-# %% ../nbs/01_models.ipynb #df0f82bb
-def _batch(images: Any) -> Tensor:
-    """`images` if it is a floating tensor with a batch dimension, else a `TypeError`."""
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim < 2:
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"`images` must be a floating tensor (B, C, H, W) with values in [0, 1], got {got}")
-    return images
 
 # %% ../nbs/01_models.ipynb #07cf4c98
 def normalised(images: Tensor, mean: Tensor | None, std: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
@@ -379,10 +421,7 @@ def _answer(classifier: Classifier, images: Tensor) -> Tensor:
     if classifier.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     with frozen(model), torch.autocast(x.device.type, classifier.autocast, classifier.autocast is not None):
-        logits = check_call(model, "model", f"`images` of shape {tuple(x.shape)} and {x.dtype}", x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or not logits.is_floating_point():
-        got = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"`model` must return logits of shape ({len(images)}, K), got {got}")
+        logits = _asked(model, x)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 # %% ../nbs/01_models.ipynb #0b8ed874
@@ -455,7 +494,9 @@ def fold_batch_norm(model: nn.Module, size: int | None = None) -> nn.Module:
     The result is compared with the original on random images (of side `size`, if given). A network that `torch.fx`
     cannot trace, or whose logits would change, comes back as a plain copy.
     """
-    plain = copy.deepcopy(model).eval()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an nn.Module, got {type(model).__name__}")
+    size, plain = check_integer(size, "size", least=1, most=10_000, optional=True), copy.deepcopy(model).eval()
     images = _example(plain, size)
     if images is None:
         return plain
@@ -556,6 +597,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 # %% ../nbs/01_models.ipynb #bee40171
 def mnist_cnn(classes: int = 10) -> nn.Sequential:
     """The MNIST network of Carlini & Wagner (2017, table I): (B, 1, 28, 28) in [0, 1] to logits (B, `classes`)."""
+    classes = check_integer(classes, "classes", least=1, most=10**6)
     conv = lambda i, o: (nn.Conv2d(i, o, 3), nn.ReLU())  # noqa: E731
     return nn.Sequential(
         *conv(1, 32),

@@ -55,7 +55,11 @@ def peer(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
             bound = signature.bind(as_classifier(model), images, classes, *args, **options)
             for key, value in bound.arguments.items():
                 if signature.parameters[key].annotation in (int, "int"):
-                    bound.arguments[key] = check_integer(value, key, least=int(key != "seed"))
+                    value, most = (
+                        check_integer(value, key, least=int(key != "seed")),
+                        2**32 - 1 if key == "seed" else 10**7,
+                    )
+                    bound.arguments[key] = check_integer(value, key, most=most)  # NumPy takes no larger seed
                 elif signature.parameters[key].annotation in (float, "float"):
                     bound.arguments[key] = check_real(value, key, least=0)
             return explain(*bound.args, **bound.kwargs)
@@ -300,6 +304,7 @@ def rise(
     seed: int = 0,
 ) -> Tensor:
     """RISE: the mean of random masks weighted by the class probability that they leave (Petsiuk et al. 2018, eq. 6)."""
+    check_real(keep, "keep", above=0, most=1)
     height, width = images.shape[-2:]
     step_y, step_x = -(-height // cells), -(-width // cells)  # shifts are within a cell
     forward, maps = _reader(model, target, gradients=False), []

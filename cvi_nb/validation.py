@@ -5,13 +5,14 @@
 # %% ../nbs/13_validation.ipynb #0e89de6d
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['NORMS', 'check_integer', 'check_real', 'check_seed', 'check_batch_size', 'check_choice', 'check_flag',
-           'check_callable', 'check_call', 'check_sequence', 'check_mapping', 'check_options', 'check_norm',
-           'norm_name', 'check_numbers', 'check_tensor', 'listed', 'check_images', 'check_labels', 'check_target',
-           'check_maps', 'check_mask', 'check_partition', 'check_logits', 'VanishedGradientWarning', 'check_gradient',
-           'warn_vanished', 'alias']
+           'check_callable', 'check_call', 'check_sequence', 'check_mapping', 'check_options', 'under_names',
+           'check_norm', 'norm_name', 'check_numbers', 'check_tensor', 'listed', 'check_images', 'check_labels',
+           'check_target', 'check_maps', 'check_mask', 'check_partition', 'check_logits', 'VanishedGradientWarning',
+           'check_gradient', 'warn_vanished', 'alias']
 
 # %% ../nbs/13_validation.ipynb #1e695fa1
 def _scalar(value: Any) -> Any:
@@ -147,8 +148,8 @@ def check_callable(value: Any, name: str, what: str = "a callable") -> Callable[
 def check_call(function: Callable[..., Any], name: str, takes: str, *given: Any, **options: Any) -> Any:
     """`function(*given, **options)`; an error from inside is raised anew, with the argument's `name` and `takes`.
 
-    `takes` says what was given. Errors that name an argument already, and those of memory, pass as they are. Raises `TypeError` for a `TypeError`,
-    else `ValueError`, each with the original as its cause.
+    `takes` says what was given. Errors that name an argument already, and those of memory, pass as they are. Raises
+    `TypeError` for a `TypeError`, else `ValueError`, each with the original as its cause.
     """
     try:
         return function(*given, **options)
@@ -197,6 +198,20 @@ def check_options(options: Mapping[str, Any], function: Callable[..., Any], name
             who = name or getattr(function, "__name__", repr(function))
             raise TypeError(f"`{option}` must be an option of {who}, one of {known}, got an unknown name{hint}")
     return dict(options)
+
+# %% ../nbs/13_validation.ipynb #c5e90011
+@contextlib.contextmanager
+def under_names(**names: str) -> Iterator[None]:
+    """In `with under_names(model="teacher"):`, a `TypeError` or `ValueError` about `model` speaks of `teacher`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for inner, outer in names.items():
+            text = text.replace(f"`{inner}`", f"`{outer}`")
+        if text == str(error):
+            raise
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(text) from error
 
 # %% ../nbs/13_validation.ipynb #46ec65d2
 NORMS = {0.0: "l0", 1.0: "l1", 2.0: "l2", math.inf: "linf"}
@@ -384,8 +399,10 @@ def check_target(target: Any, n: int, classes: int | None = None, name: str = "t
     return check_labels(found, n, classes, name)
 
 # %% ../nbs/13_validation.ipynb #c7700a59
-def check_maps(maps: Any, images: Tensor, name: str = "maps") -> Tensor:
+def check_maps(maps: Any, images: Tensor | None, name: str = "maps") -> Tensor:
     """`maps` as a tensor (N, H, W) on the images' device, one finite heat map per image; its dtype is kept.
+
+    With `images=None` the maps come alone, of any number and size.
 
     Raises
     ------
@@ -397,12 +414,14 @@ def check_maps(maps: Any, images: Tensor, name: str = "maps") -> Tensor:
     UserWarning : a map is constant, so that the tie rule alone decides its order
     """
     try:
-        values = torch.as_tensor(maps, device=images.device).detach()
+        values = torch.as_tensor(maps, device=None if images is None else images.device).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"`{name}` must be a tensor or array (B, H, W), got {type(maps).__name__} ({error})") from None
     if values.is_complex():
         raise TypeError(f"`{name}` must hold real numbers, got {values.dtype}")
-    expected = (len(images), *images.shape[2:])
+    if images is None and (values.ndim != 3 or not values.numel()):
+        raise ValueError(f"`{name}` must have shape (B, H, W) with B, H, W > 0, got {tuple(values.shape)}")
+    expected = tuple(values.shape) if images is None else (len(images), *images.shape[2:])
     if tuple(values.shape) != expected:
         raise ValueError(f"`{name}` must have shape {expected}, one map per image, got {tuple(values.shape)}")
     bad = ~values.isfinite().flatten(1).all(1)

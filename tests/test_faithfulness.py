@@ -558,7 +558,7 @@ def test_evaluation_refuses():
         ({"metrics": ()}, ValueError, "`metrics`"),
         ({"metrics": {"deletion": ("mean",)}}, ValueError, "must use baselines among"),
         ({"baselines": "grey"}, TypeError, "`baselines`"),
-        ({"baselines": ("purple",)}, ValueError, "`baseline`"),
+        ({"baselines": ("purple",)}, ValueError, "`baselines` must be one of"),
         ({"groups": [1, 2]}, ValueError, "`groups`"),
         ({"images": images[:0]}, ValueError, "at least one image"),
         ({"batch_size": -1}, ValueError, "`batch_size`"),

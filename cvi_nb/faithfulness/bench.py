@@ -31,6 +31,7 @@ from cvi_nb.validation import (
     check_maps,
     check_real,
     check_seed,
+    check_sequence,
     check_target,
     listed,
 )
@@ -49,7 +50,8 @@ def separable(images: Tensor, kernel: Tensor) -> Tensor:
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #1bd1baf6
 def rise_blur(images: Tensor) -> Tensor:
     """The blur of RISE's reference code: images (B, C, H, W) under its `gkern(11, 5)`, borders repeated."""
-    return separable(images, torch.from_numpy(gaussian_filter1d(np.eye(11)[5], 5)).to(images)).clamp(0, 1)
+    kernel = torch.from_numpy(gaussian_filter1d(np.eye(11)[5], 5))
+    return separable(check_images(images), kernel.to(images)).clamp(0, 1)
 
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #792b3cad
 FILLS: dict[str, Callable[[Tensor], Tensor]] = BASELINES | {"blur": rise_blur}
@@ -71,6 +73,7 @@ def fill(baseline: Baseline, images: Tensor) -> tuple[str, Tensor]:
     TypeError, ValueError
         Another baseline.
     """
+    check_images(images)
     if isinstance(baseline, str):
         return baseline, FILLS[check_choice(baseline, "baseline", FILLS)](images)
     if not isinstance(baseline, Tensor) or not baseline.ndim:
@@ -174,10 +177,12 @@ def image_rows(images: Any, groups: Sequence[Any] | None = None) -> tuple[Tensor
 
     Half precision becomes single. Raises `ValueError` where `groups` has not one entry per image.
     """
-    names: Sequence[Any] = range(len(images))
     if isinstance(images, ImageSet):
-        names, groups, images = images.names, images.groups if groups is None else groups, images.images
-    groups = list(names if groups is None else groups)
+        names: Sequence[Any] = images.names
+        groups, images = images.groups if groups is None else groups, images.images
+    else:
+        names = range(len(check_images(images)))
+    groups = check_sequence(names if groups is None else groups, "groups", "a sequence, one entry per image")
     if len(groups) != len(names):
         raise ValueError(f"`groups` must have one entry per image ({len(names)}), got {len(groups)}")
     return _widened(check_images(images).detach()), {"image": list(names), "group": groups}
@@ -368,13 +373,14 @@ def metric(name: str, better: str, **facts: Any) -> Callable[[Callable[..., R]],
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #6ca8977e
 def random_map(images: Tensor, seed: int = 0) -> Tensor:
     """Independent uniform values in [0, 1), image by image from `seed`: maps (B, H, W) for images (B, C, H, W)."""
+    check_images(images)
     generator = torch.Generator().manual_seed(check_seed(seed))
     return torch.stack([torch.rand(*images.shape[2:], generator=generator) for _ in images]).to(images.device)
 
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #2d5df859
 def centre_map(images: Tensor, sigma: float = 0.25) -> Tensor:
     """A Gaussian bump at the centre, `sigma` in units of the sides: maps (B, H, W) for images (B, C, H, W)."""
-    sigma = check_real(sigma, "sigma", above=0)
+    images, sigma = check_images(images), check_real(sigma, "sigma", above=0)
     y, x = (torch.linspace(-0.5, 0.5, side + 1, device=images.device)[1:] - 0.5 / side for side in images.shape[2:])
     bump = torch.exp(-(y[:, None] ** 2 + x**2) / (2 * sigma**2))
     return bump.expand(len(images), -1, -1).to(_widened(images[:0]).dtype)
@@ -388,14 +394,15 @@ def edge_map(images: Tensor, sigma: float | None = None) -> Tensor:
     images : Tensor
         (B, C, H, W).
     sigma : float, optional
-        In pixels; by default 1/28 of the longer side (8 pixels of 224).
+        In pixels, at most the longer side; by default 1/28 of it (8 pixels of 224).
 
     Returns
     -------
     Tensor
         (B, H, W), non-negative, at least single precision.
     """
-    sigma = check_real(max(images.shape[2:]) / 28 if sigma is None else sigma, "sigma", above=0)
+    longest = max(check_images(images).shape[2:])
+    sigma = check_real(longest / 28 if sigma is None else sigma, "sigma", above=0, most=longest)
     images = _widened(images)
     sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]).to(images) / 8
     grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")

@@ -28,6 +28,7 @@ from ..statistics import bootstrap_mean, compare
 from cvi_nb.validation import (
     check_batch_size,
     check_flag,
+    check_images,
     check_integer,
     check_labels,
     check_logits,
@@ -36,6 +37,7 @@ from cvi_nb.validation import (
     check_partition,
     check_real,
     check_seed,
+    check_sequence,
     listed,
 )
 
@@ -75,10 +77,8 @@ def critical_support(maps: Any, area: float, partition: Tensor | None = None) ->
     UserWarning
         A map is constant: ties alone decide.
     """
-    values, area = torch.as_tensor(maps), check_real(area, "area", above=0, most=1)
-    if values.ndim != 3:
-        raise ValueError(f"`maps` must have shape (B, H, W), got {tuple(values.shape)}")
-    flat = check_maps(values, values[:, None]).flatten(1).double()
+    area, values = check_real(area, "area", above=0, most=1), check_maps(maps, None)
+    flat = values.flatten(1).double()
     if partition is not None:
         labels = check_partition(partition, len(values), values.shape[1:])
         flat = _by_cluster(flat, labels.to(values.device).flatten(1))
@@ -89,7 +89,11 @@ def critical_support(maps: Any, area: float, partition: Tensor | None = None) ->
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #2434676a
 def patch_map(images: Tensor, cells: int = 7, seed: int = 0) -> Tensor:
     """Smooth noise, a control in few pieces: `cells` × `cells` uniform values, interpolated, (B, H, W)."""
-    cells, generator = check_integer(cells, "cells", least=1), torch.Generator().manual_seed(check_seed(seed))
+    check_images(images)
+    cells, generator = (
+        check_integer(cells, "cells", least=1, most=10_000),
+        torch.Generator().manual_seed(check_seed(seed)),
+    )
     coarse = torch.stack([torch.rand(1, cells, cells, generator=generator) for _ in images])
     return F.interpolate(coarse.to(images), images.shape[2:], mode="bicubic", align_corners=False)[:, 0]
 
@@ -356,7 +360,7 @@ def attack_confined(
     classifier, progress = as_classifier(model), check_flag(progress, "progress")
     partition = None if partition is None else check_partition(partition, len(images), images.shape[2:])
     supports = _with_chance(maps, images, partition, settings.seed)
-    areas = [check_real(area, "areas", above=0, most=1) for area in areas]
+    areas = [check_real(area, "areas", above=0, most=1) for area in check_sequence(areas, "areas") or [areas]]
     chosen, labels = _kept(classifier, images, target, settings.batch_size)
     origin = {key: [column[i] for i in chosen.tolist()] for key, column in rows.items()}
     frames = []

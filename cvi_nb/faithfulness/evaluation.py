@@ -25,7 +25,18 @@ from ..inference import Baseline
 from ..models import Evaluations, as_classifier
 from ..plot import COLOURS, PAGE, curves, style
 from ..statistics import bootstrap_mean, compare, holm
-from ..validation import check_choice, check_flag, check_integer
+from cvi_nb.validation import (
+    check_call,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_mapping,
+    check_real,
+    check_sequence,
+    check_target,
+    under_names,
+)
 
 # %% auto #0
 __all__ = ['DIFFERENCE', 'FaithfulnessResult', 'evaluate_faithfulness', 'quality_against_budget']
@@ -40,12 +51,16 @@ def _named_baselines(baselines: Any) -> dict[str, Baseline]:
         )
     if isinstance(baselines, Mapping):
         return {str(name): value for name, value in baselines.items()}
-    return {value if isinstance(value, str) else f"{value:g}": value for value in baselines}
+    return {
+        value if isinstance(value, str) else f"{check_real(value, 'baselines', least=0, most=1):g}": value
+        for value in baselines
+    }
 
 # %% ../../nbs/06_faithfulness/09_evaluation.ipynb #e37e6c49
 def _plan(metrics: Any, baselines: Mapping[str, Baseline]) -> list[tuple[str, str]]:
     """Pairs of metric and baseline name."""
-    metrics = (metrics,) if isinstance(metrics, str) else metrics
+    if not isinstance(metrics, Mapping):
+        metrics = [metrics] if isinstance(metrics, str) else check_sequence(metrics, "metrics", "a sequence of names")
     if not metrics:
         raise ValueError(f"`metrics` must name some of {tuple(METRICS)}, got {metrics!r}")
     pairs: list[tuple[str, str]] = []
@@ -353,6 +368,8 @@ def evaluate_faithfulness(
     shared = {name: options.pop(name) for name in ("batch_size", "ties", "seed") if name in options}
     given, named, progress = _options(options), _named_baselines(baselines), check_flag(progress, "progress")
     plan, bench = _plan(metrics, named), Bench(model, images, target, **shared)
+    with under_names(baseline="baselines"):
+        _ = [bench.fill(named[b]) for name, b in plan if not METRICS[name].baseline]
     before, checked = bench.classifier.evaluations, _with_controls(maps, bench)
     if not bench.read(lambda i, _: bench.images[i])[1].any():
         warnings.warn(
@@ -399,14 +416,19 @@ def quality_against_budget(
         As `evaluate_faithfulness` does; budgets that are not positive integers.
     """
     classifier, tensors = as_classifier(model), image_rows(images)[0]
-    budgets = [check_integer(budget, "budgets", least=1) for budget in budgets]
+    budgets = [check_integer(budget, "budgets", least=1) for budget in check_sequence(budgets, "budgets")]
+    for name, method in check_mapping(methods, "methods", "a mapping of names to callables").items():
+        check_callable(method, f"methods[{name!r}]", "a callable (model, images, targets, budget) -> maps")
+    check_target(target, len(tensors))
     if not budgets:
         raise ValueError("`budgets` must hold at least one number of evaluations, got none")
     made, spent = {}, {}
     for name, method in tqdm(methods.items(), desc="explaining", disable=not progress):
         for budget in budgets:
             before = classifier.evaluations
-            made[f"{name}|{budget}"] = method(classifier, tensors, target, budget)
+            made[f"{name}|{budget}"] = check_call(
+                method, f"methods[{name!r}]", "(model, images, target, budget)", classifier, tensors, target, budget
+            )
             used = classifier.evaluations - before
             spent[f"{name}|{budget}"] = (name, budget, used.forward / len(tensors), used.backward / len(tensors))
     frame = evaluate_faithfulness(classifier, images, target, made, progress=progress, **options).to_frame()

@@ -20,12 +20,9 @@ __all__ = ['sparseness', 'complexity']
 # %% ../../nbs/06_faithfulness/05_form.ipynb #3e3889c8
 def _masses(maps: Any) -> Tensor:
     """|maps| as (B, N) float64 on the CPU, NaN for maps that are zero throughout, of which a warning tells."""
-    values = torch.as_tensor(maps)
-    if values.ndim != 3 or not len(values):
-        raise ValueError(f"`maps` must have shape (B, H, W), B > 0, got {tuple(values.shape)}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*are constant; the tie rule")  # form has no order
-        mass = check_maps(values, values[:, None]).cpu().double().abs().flatten(1)
+        mass = check_maps(maps, None).cpu().double().abs().flatten(1)
     empty = mass.amax(1) == 0
     if empty.any():
         warnings.warn(f"`maps`: map(s) {listed(empty)} are zero throughout and have no form (NaN)", stacklevel=3)

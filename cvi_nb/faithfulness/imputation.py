@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .bench import Bench, Scores, metric
 from ..plot import curves
-from ..validation import check_images, check_real, check_seed
+from ..validation import check_images, check_real, check_seed, check_sequence
 
 # %% auto #0
 __all__ = ['impute', 'RoadResult', 'road']
@@ -156,7 +156,7 @@ def road(
         Arguments of another kind, shape or range.
     """
     before, n = bench.classifier.evaluations, maps[0].numel()
-    fractions = [check_real(f, "fractions", above=0, below=1) for f in fractions]
+    fractions = [check_real(f, "fractions", above=0, below=1) for f in check_sequence(fractions, "fractions")]
     counts = [round(f * n) for f in fractions]
     if not counts or not all(0 < count < n for count in counts):
         raise ValueError(f"`fractions` must remove a pixel but not all, got {fractions}")

@@ -125,9 +125,11 @@ def mosaics(
     (images, rows), full_size = image_rows(images, groups), check_flag(full_size, "full_size")
     labels = check_labels(labels, len(images))
     cells = check_integer(cells, "cells", least=2)
-    count = len(images) if count is None else check_integer(count, "count", least=1)
+    count = len(images) if count is None else check_integer(count, "count", least=1, most=1_000_000)
     if len(labels.unique()) < cells**2:
-        raise ValueError(f"`labels` must have at least cells² = {cells**2} classes, got {len(labels.unique())}")
+        raise ValueError(
+            f"`labels` must have at least cells² = {cells**2} classes for `cells`={cells}, got {len(labels.unique())}"
+        )
     generator, parts, places = torch.Generator().manual_seed(check_seed(seed)), [], []
     kinds = labels.tolist()
     for k in range(count):
@@ -148,11 +150,11 @@ def mosaics(
 # %% ../../nbs/06_faithfulness/06_localisation.ipynb #8beac04e
 def _against(maps: Any, masks: Any) -> tuple[Tensor, Tensor]:
     """Maps and masks (B, H, W), checked."""
-    values = torch.as_tensor(maps)
-    if values.ndim != 3:
-        raise ValueError(f"`maps` must have shape (B, H, W), got {tuple(values.shape)}")
-    values = check_maps(values, values[:, None])
-    inside = torch.as_tensor(masks, device=values.device)
+    values = check_maps(maps, None)
+    try:
+        inside = torch.as_tensor(masks, device=values.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"`masks` must be a tensor or array (B, H, W), got {type(masks).__name__}") from error
     if inside.shape != values.shape or not ((inside == 0) | (inside == 1)).all():
         raise ValueError(
             f"`masks` must be 0 or 1 of shape {tuple(values.shape)}, got {inside.dtype} {tuple(inside.shape)}"
@@ -188,7 +190,7 @@ def pointing_game(maps: Any, masks: Any, tolerance: int = 0) -> Tensor:
     disk. Raises as `relevance_mass` does.
     """
     values, inside = _against(maps, masks)
-    if tolerance := check_integer(tolerance, "tolerance", least=0):
+    if tolerance := min(check_integer(tolerance, "tolerance", least=0), sum(values.shape[1:])):
         step = torch.arange(-tolerance, tolerance + 1, device=values.device)
         disk = (step[:, None] ** 2 + step**2 <= tolerance**2).float()[None, None]
         inside = F.conv2d(inside[:, None].float(), disk, padding=tolerance)[:, 0] > 0.5

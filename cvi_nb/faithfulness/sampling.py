@@ -19,7 +19,17 @@ from .bench import Bench, Scores, metric
 from ..inference import Baseline
 from ..models import probability
 from ..plot import curves
-from ..validation import check_choice, check_integer, check_maps, check_real, check_seed, listed
+from cvi_nb.validation import (
+    check_call,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_maps,
+    check_real,
+    check_seed,
+    check_sequence,
+    listed,
+)
 
 # %% auto #0
 __all__ = ['Perturbation', 'KINDS', 'RegionCurve', 'sufficiency', 'necessity', 'removal_shares', 'infidelity', 'SensitivityN',
@@ -85,7 +95,7 @@ def _led(bench: Bench) -> Tensor:
     led = bench.read(lambda i, _: bench.images[i])[1]
     if not led.any():
         raise ValueError(
-            f"`model` must decide for the target on some image, got none of {len(led)}: there is no decision to explain"
+            f"`model` must decide for the `target` on some image, got none of {len(led)}: nothing is there to explain"
         )
     if not led.all():
         warnings.warn(
@@ -99,7 +109,7 @@ _AREAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 def _regions(bench: Bench, maps: Tensor, areas: Sequence[float], baseline: Baseline, shown: bool) -> RegionCurve:
     before, n, (name, filled) = bench.classifier.evaluations, maps[0].numel(), bench.fill(baseline)
-    areas = [check_real(a, "areas", above=0, below=1) for a in areas]
+    areas = [check_real(a, "areas", above=0, below=1) for a in check_sequence(areas, "areas")]
     if not areas or areas != sorted(set(areas)):
         raise ValueError(f"`areas` must ascend within (0, 1), got {areas}")
     ranks, led, found = bench.ranks(maps), _led(bench), []
@@ -162,6 +172,7 @@ def necessity(bench: Bench, maps: Tensor, areas: Sequence[float] = _AREAS, basel
 # %% ../../nbs/06_faithfulness/04_sampling.ipynb #c90df630
 Perturbation = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
 KINDS = ("squares", "pixels")
+_MANY = 1_000_000  # draws, or pixels of a side: more is a mistake
 
 
 def removal_shares(size: tuple[int, int], draws: int, kind: str = "squares", seed: int = 0) -> Tensor:
@@ -170,7 +181,8 @@ def removal_shares(size: tuple[int, int], draws: int, kind: str = "squares", see
     "squares": one to four squares go, of sides up to half the image; "pixels": every pixel goes with a
     probability of its draw's own.
     """
-    draws, (h, w) = check_integer(draws, "draws", least=1), size
+    draws = check_integer(draws, "draws", least=1, most=_MANY)
+    h, w = (check_integer(side, "size", least=1, most=_MANY) for side in check_sequence(size, "size", "(H, W)", 2))
     generator = torch.Generator().manual_seed(check_seed(seed))
     if check_choice(kind, "kind", KINDS) == "pixels":
         return (torch.rand(draws, h, w, generator=generator) < torch.rand(draws, 1, 1, generator=generator)).float()
@@ -186,9 +198,9 @@ def removal_shares(size: tuple[int, int], draws: int, kind: str = "squares", see
 # %% ../../nbs/06_faithfulness/04_sampling.ipynb #9437d08c
 def _contributions(bench: Bench, maps: Any) -> Tensor:
     """Maps (B, H, W) or (B, C, H, W), checked, in the images' dtype."""
-    values = torch.as_tensor(maps)
-    if values.ndim != 4 or values.shape != bench.images.shape:
+    if getattr(maps, "shape", None) != bench.images.shape:
         return bench.maps(maps).to(bench.images)
+    values = torch.as_tensor(maps)
     check_maps(values.sum(1), bench.images)
     return values.to(bench.images)
 
@@ -200,6 +212,14 @@ def _after(bench: Bench, shares: Tensor, baseline: Baseline) -> Tensor:
         -1, len(shares)
     )
 
+# %% ../../nbs/06_faithfulness/04_sampling.ipynb #620d3fe1
+def _perturbed(perturbation: Perturbation, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What a caller's `perturbation` returns, if it is two tensors."""
+    found = check_call(perturbation, "perturbation", "images and a generator", images, generator)
+    if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(part, Tensor) for part in found):
+        raise TypeError(f"`perturbation` must return a change and images, got {type(found).__name__}")
+    return found[0], found[1]
+
 # %% ../../nbs/06_faithfulness/04_sampling.ipynb #620d3fe3
 def _own_falls(
     bench: Bench, maps: Tensor, perturbation: Perturbation, draws: int, whole: Tensor
@@ -208,7 +228,7 @@ def _own_falls(
     promised, fall = [], []
     for k, (image, heat) in enumerate(zip(bench.images, maps, strict=True)):
         generator = torch.Generator().manual_seed(bench.seed)
-        change, perturbed = perturbation(image.expand(draws, -1, -1, -1), generator)
+        change, perturbed = _perturbed(perturbation, image.expand(draws, -1, -1, -1), generator)
         if change.shape != (draws, *heat.shape) or perturbed.shape != (draws, *image.shape):
             raise ValueError(
                 f"`perturbation` must return a change {(draws, *heat.shape)} and images "
@@ -263,7 +283,8 @@ def infidelity(
     TypeError, ValueError
         Arguments of another kind, shape or range.
     """
-    before, draws = bench.classifier.evaluations, check_integer(draws, "draws", least=1)
+    before, draws = bench.classifier.evaluations, check_integer(draws, "draws", least=1, most=_MANY)
+    normalise = check_flag(normalise, "normalise")
     if maps.ndim == 4 and not callable(perturbation):
         raise ValueError("`maps` must have shape (B, H, W) for named perturbations: removal takes all channels")
     whole = bench.read(lambda i, _: bench.images[i])[0]
@@ -361,8 +382,8 @@ def sensitivity_n(
     """
     before, (h, w) = bench.classifier.evaluations, maps.shape[1:]
     side = check_integer(max(1, min(h, w) // 28) if tile is None else tile, "tile", least=1, most=min(h, w))
-    draws, down, across = check_integer(draws, "draws", least=3), -(-h // side), -(-w // side)
-    fractions = [check_real(f, "fractions", above=0, below=1) for f in fractions]
+    draws, down, across = check_integer(draws, "draws", least=3, most=_MANY), -(-h // side), -(-w // side)
+    fractions = [check_real(f, "fractions", above=0, below=1) for f in check_sequence(fractions, "fractions")]
     sizes = [round(f * down * across) for f in fractions]
     if not sizes or not all(0 < size < down * across for size in sizes):
         raise ValueError(f"`fractions` must remove some of {down * across} tiles but not all, got {fractions}")

@@ -23,14 +23,18 @@ from ..models import Classifier, Evaluations, as_classifier
 from ..plot import style
 from ..statistics import rank_correlation
 from cvi_nb.validation import (
+    check_call,
     check_callable,
+    check_images,
     check_integer,
     check_logits,
     check_maps,
     check_real,
     check_seed,
+    check_sequence,
     check_target,
     listed,
+    under_names,
 )
 
 # %% auto #0
@@ -52,6 +56,8 @@ def layer_names(model: Any, image: Tensor) -> list[str]:
     `image` (1, C, H, W) is sent through a copy. Raises `TypeError` if `model` is no network with weights,
     `ValueError` if it does not give logits of two or more classes.
     """
+    with under_names(images="image"):
+        check_images(image)
     network = copy.deepcopy(_network(model))
     owners = {name: module for name, module in network.named_modules() if list(module.parameters(recurse=False))}
     if not owners:
@@ -62,7 +68,8 @@ def layer_names(model: Any, image: Tensor) -> list[str]:
     shell = copy.copy(as_classifier(model))
     shell._modules = dict(shell._modules)
     shell.model = network
-    check_logits(shell(image), len(image))
+    with under_names(images="image"):
+        check_logits(shell(image), len(image))
     return list(dict.fromkeys([*called, *owners]))
 
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #82c5dc7c
@@ -74,8 +81,8 @@ def overwritten(model: Any, layers: Sequence[str], seed: int = 0) -> Any:
     same way. Raises `ValueError` for unknown names.
     """
     changed, seed = copy.deepcopy(model), check_seed(seed)
-    modules = dict(_network(changed).named_modules())
-    if missing := [name for name in layers if name not in modules]:
+    modules, layers = dict(_network(changed).named_modules()), check_sequence(layers, "layers", "a sequence of names")
+    if missing := [name for name in layers if not isinstance(name, str) or name not in modules]:
         raise ValueError(f"`layers` must name modules of the network, got {missing}")
     for name in layers:
         for key, weight in modules[name].named_parameters(recurse=False):
@@ -167,9 +174,10 @@ def _given(model: Any, images: Any, target: Any) -> tuple[Classifier, Tensor, Te
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #648e106d
 def _explained(explain: Explain, model: Any, images: Tensor, target: Tensor, name: str, **options: Any) -> Tensor:
     """Checked maps (B, H, W); constant ones are counted where maps are compared."""
+    maps = check_call(explain, name, "(model, images, targets)", model, images, target, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*are constant; the tie rule")
-        return check_maps(explain(model, images, target, **options), images, name)
+        return check_maps(maps, images, name)
 
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #44822c92
 def _similarities(
@@ -279,7 +287,7 @@ def target_randomisation(
 def _randomised_second(args: tuple[Any, ...]) -> bool:
     return len(args) > 1 and not isinstance(args[1], Tensor | ImageSet)
 
-
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #160bb466
 @old_order(("model", "randomised", "images", "target", "methods"), _randomised_second)
 def label_randomisation(
     model: Any, images: Tensor | ImageSet, target: Any, methods: Mapping[str, Explain], randomised: Any
@@ -290,8 +298,18 @@ def label_randomisation(
     is the caller's (`cvi_nb.defence.train` with permuted labels). Otherwise as `model_randomisation`.
     """
     model, images, target, rows = _given(model, images, target)
-    _given(randomised, images, target)
+    with under_names(model="randomised"):
+        _given(randomised, images, target)
     return _similarities(model, images, target, rows, methods, iter([("random labels", 1.0, randomised, target)]))
+
+# %% ../../nbs/06_faithfulness/07_sanity.ipynb #b8d2e3f1
+def _moved(perturb: Callable[[Tensor, torch.Generator], Tensor], images: Tensor, generator: torch.Generator) -> Tensor:
+    """`images` as a caller's `perturb` moves them."""
+    moved = check_call(perturb, "perturb", "images and a generator", images, generator)
+    if not isinstance(moved, Tensor) or moved.shape != images.shape:
+        got = tuple(moved.shape) if isinstance(moved, Tensor) else type(moved).__name__
+        raise TypeError(f"`perturb` must return images of shape {tuple(images.shape)}, got {got}")
+    return moved
 
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #b8d2e3e0
 _EXPLAIN_FIRST: Any = (("explain", "model", "images", "target"), _randomised_second)  # the older order
@@ -329,7 +347,10 @@ def max_sensitivity(
     Lower is better; NaN, with a warning, for an image whose map is zero throughout. Raises `TypeError` and `ValueError`
     for arguments of another kind, shape or range, and maps with NaN.
     """
-    radius, draws = check_real(radius, "radius", above=0, below=1), check_integer(draws, "draws", least=1)
+    radius, draws = (
+        check_real(radius, "radius", above=0, below=1),
+        check_integer(draws, "draws", least=1, most=1_000_000),
+    )
     model, images, target, _ = _given(model, images, target)
     check_callable(explain, "explain", "a callable (model, images, targets) -> maps")
     before, generator = model.evaluations, torch.Generator().manual_seed(check_seed(seed))
@@ -340,7 +361,7 @@ def max_sensitivity(
             noise = radius * (2 * torch.rand(images.shape[1:], generator=generator) - 1)  # the same for every image
             moved = (images + noise.to(images)).clamp(0, 1)
         else:
-            moved = perturb(images, generator)
+            moved = _moved(perturb, images, generator)
         other = _explained(explain, model, moved, target, "explain(…)").flatten(1)
         worst = torch.maximum(worst, (other - first).norm(dim=1))
     if (zero := length == 0).any():
@@ -360,6 +381,8 @@ def seed_agreement(
     1 for a method without chance; NaN where a map is constant. Raises `ValueError` for fewer than two seeds.
     """
     model, images, target, _ = _given(model, images, target)
+    check_callable(explain, "explain", "a callable (model, images, targets, seed=…) -> maps")
+    seeds = [check_seed(seed, "seeds") for seed in check_sequence(seeds, "seeds", "a sequence of integers")]
     if len(set(seeds)) < 2:
         raise ValueError(f"`seeds` must be at least two different ones, got {tuple(seeds)}")
     before = model.evaluations
