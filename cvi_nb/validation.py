@@ -153,7 +153,7 @@ def check_call(function: Callable[..., Any], name: str, takes: str, *given: Any,
     """
     try:
         return function(*given, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         if "`" in str(error) or isinstance(error, torch.OutOfMemoryError):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError

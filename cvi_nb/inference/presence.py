@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -36,12 +36,14 @@ from ..statistics import rank_correlation
 from cvi_nb.validation import (
     alias,
     check_batch_size,
+    check_call,
     check_choice,
     check_flag,
     check_images,
     check_integer,
     check_real,
     check_seed,
+    check_sequence,
     warn_vanished,
 )
 
@@ -54,7 +56,7 @@ def _widths(smoothing: Any, estimator: str) -> tuple[float, ...] | None:
     """`smoothing` as a tuple of pixels, checked."""
     if smoothing is None:
         return None
-    some = tuple(smoothing) if isinstance(smoothing, Iterable) and not isinstance(smoothing, str) else ()
+    some = check_sequence(smoothing, "smoothing", "a sequence of widths in pixels")
     widths = tuple(check_real(width, "smoothing", least=0) for width in some)
     if not widths or (estimator == "forward" and any(widths)):
         raise ValueError(f"`smoothing` must name a width in pixels, and be (0,) without gradients, got {smoothing!r}")
@@ -129,10 +131,10 @@ class PresenceOptions:
 
     def rate(self, step: int) -> float:
         """ρ of `step` 1, 2, …"""
-        given = self.learning_rate
-        return (
-            1 / step if given is None else check_real(given(step) if callable(given) else given, "learning_rate", 0, 1)
-        )
+        given: Any = self.learning_rate
+        if callable(given):
+            given = check_call(given, "learning_rate", "the number of a step", step)
+        return 1 / step if given is None else check_real(given, "learning_rate", 0, 1)
 
 # %% ../../nbs/03_inference/05_presence.ipynb #4bfa4a4f
 @dataclass(frozen=True)
