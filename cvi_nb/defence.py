@@ -592,8 +592,7 @@ def distill(
     ------
     TypeError, ValueError : as `train`, and for a temperature that is not positive
     """
-    check_real(temperature, "temperature", above=0)
-    check_images(images)
+    temperature, images = check_real(temperature, "temperature", above=0), check_images(images)
     with under_names(model="teacher"):
         guide = as_classifier(teacher)
         logits = check_logits(guide.logits(images.to(guide.device)), len(images))

@@ -79,7 +79,7 @@ def class_mask(target: Any, classes: int, n: int | None = None) -> Tensor:
     classes, n = check_integer(classes, "classes", least=1, most=10**6), check_integer(n, "n", least=0, optional=True)
     if isinstance(target, Tensor) and target.dtype == torch.bool and target.ndim == 2 and target.shape[1] == classes:
         return target
-    count = (len(target) if isinstance(target, Sized) and getattr(target, "ndim", 1) else 1) if n is None else n
+    count = (len(target) if isinstance(target, Sized) and getattr(target, "ndim", True) else 1) if n is None else n
     return F.one_hot(check_target(target, count, classes), classes).bool()
 
 # %% ../nbs/01_models.ipynb #64376175

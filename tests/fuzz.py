@@ -224,10 +224,10 @@ LEFT_OUT = {
 
 #: Other arguments that an error may name, for they no longer fit: with two trials, three successes are wrong.
 ALSO: dict[str, dict[str, tuple[str, ...]]] = {
-    **dict.fromkeys(
-        ["faithfulness.grid_pointing_game", "faithfulness.pointing_game", "faithfulness.relevance_rank"],
-        {"maps": ("masks",)},
-    ),
+    "faithfulness.grid_pointing_game": {"maps": ("masks",)},
+    "faithfulness.pointing_game": {"maps": ("masks",)},
+    "faithfulness.relevance_rank": {"maps": ("masks",)},
+    "models.class_mask": {"n": ("target",)},
     "statistics.wilson": {"n": ("successes",)},
     "statistics.proportion": {"n": ("successes",)},
     "statistics.clopper_pearson": {"n": ("successes",)},

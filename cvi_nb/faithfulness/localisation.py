@@ -127,9 +127,8 @@ def mosaics(
     cells = check_integer(cells, "cells", least=2)
     count = len(images) if count is None else check_integer(count, "count", least=1, most=1_000_000)
     if len(labels.unique()) < cells**2:
-        raise ValueError(
-            f"`labels` must have at least cells² = {cells**2} classes for `cells`={cells}, got {len(labels.unique())}"
-        )
+        found = len(labels.unique())
+        raise ValueError(f"`labels` must have at least cells² = {cells**2} classes, got {found} for `cells`={cells}")
     generator, parts, places = torch.Generator().manual_seed(check_seed(seed)), [], []
     kinds = labels.tolist()
     for k in range(count):
