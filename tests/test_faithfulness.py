@@ -324,7 +324,7 @@ def test_bad_input_is_refused_by_name():
         ({"target": [0, 1, -1]}, ValueError, "`target`"),
         ({"target": torch.ones(3, 5, dtype=torch.bool)}, ValueError, r"`target` must be .*\(3, 4\).*got .*\(3, 5\)"),
         ({"target": torch.zeros(3, 4, dtype=torch.bool)}, ValueError, "at least one class"),
-        ({"batch_size": 0}, ValueError, "`batch_size` must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be an integer .*, got 0"),
         ({"batch_size": 2.5}, TypeError, "`batch_size`"),
         ({"batch_size": True}, TypeError, "`batch_size`"),
         ({"baseline": "purple"}, ValueError, "`baseline` must be one of"),
