@@ -88,7 +88,7 @@ def _common(models: Mapping[str, Classifier], images: Tensor, labels: Tensor, si
     labels = ordinary(check_labels(labels, len(images), clean[0].shape[1]).to(images.device))
     right = torch.stack([z.argmax(1) == labels for z in clean])
     if not bool(right.all(0).any()):
-        raise ValueError("`models` must agree on some images, but none is classified as `labels` say by all.")
+        raise ValueError("`models` must agree on some images, but none is classified correctly, as `labels` say.")
     return labels, right
 
 # %% ../../nbs/07_robustness/08_transfer.ipynb #c45feba6
