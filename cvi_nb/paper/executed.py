@@ -46,6 +46,7 @@ def _clean_outputs(outputs: list[dict[str, Any]], root: str) -> list[dict[str, A
             {k: v for k, v in output.items() if k != "metadata"} | ({"metadata": {}} if "data" in output else {})
         )
         text = re.sub(re.escape(json.dumps(root)[1:-1]) + r"/?", "", text)
+        text = re.sub(r"(?<![\w/+])/[^\s'\"]{0,200}?(?=paper/build/)", "", text)  # … and of the machine where it ran
         kept.append(json.loads(text) | ({"execution_count": None} if "execution_count" in output else {}))
     return kept
 
