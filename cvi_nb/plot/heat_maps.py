@@ -48,6 +48,7 @@ def heat_limit(*maps: Any) -> float:
 
 # %% ../../nbs/08_plot/03_heat_maps.ipynb #8a1946c6
 def check_limit(limit: Any) -> None:
+    """Raise `ValueError` unless `limit` is None or a positive, finite number."""
     if limit is not None and not (isinstance(limit, int | float | np.floating) and 0 < limit < math.inf):
         raise ValueError(f"`limit` must be a positive number or None, got {limit!r}")
 
@@ -73,6 +74,7 @@ def exponent_of(limit: float) -> int:
 
 # %% ../../nbs/08_plot/03_heat_maps.ipynb #faaf5311
 def beyond(maps: np.ndarray, limit: float) -> tuple[bool, bool]:
+    """Whether some of `maps` lies below −`limit`, and whether some lies above `limit`."""
     return bool((maps < -limit).any()), bool((maps > limit).any())
 
 # %% ../../nbs/08_plot/03_heat_maps.ipynb #dd805591
