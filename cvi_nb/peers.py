@@ -197,6 +197,8 @@ def occlusion(
     model: Classifier, images: Tensor, target: Tensor, window: int = 32, stride: int = 16, batch_size: int = 16
 ) -> Tensor:
     """Fall of the class probability under a sliding grey window: (B, H, W)."""
+    if stride > window:
+        raise ValueError(f"`window` must be at least `stride` = {stride} pixels, or parts are never covered, got {window}.")
     method, c = _imported("captum.attr").Occlusion(_reader(model, target, gradients=False)), images.shape[1]
     maps = [
         method.attribute(
