@@ -198,7 +198,7 @@ def occlusion(
 ) -> Tensor:
     """Fall of the class probability under a sliding grey window: (B, H, W)."""
     if stride > window:
-        raise ValueError(f"`window` must be at least `stride` = {stride} pixels, or parts are never covered, got {window}.")
+        raise ValueError(f"`window` must be at least `stride` = {stride} pixels to cover all, got {window}.")
     method, c = _imported("captum.attr").Occlusion(_reader(model, target, gradients=False)), images.shape[1]
     maps = [
         method.attribute(
