@@ -35,15 +35,12 @@ if triton is not None:
         image, pixel = program // area, program % area
         if tl.load(valid + program) != 0:
             channel = tl.arange(0, PADDED).to(tl.int64)
-            used = channel < CHANNELS
-            lane = tl.arange(0, BLOCK)
+            used, lane = channel < CHANNELS, tl.arange(0, BLOCK)
             base = planes + image * CHANNELS * area
             colour = tl.load(base + channel * area + pixel, mask=used, other=0.0)  # (PADDED,)
             row0, column0 = (pixel // width).to(tl.int32), (pixel % width).to(tl.int32)
-            y, x = 0.0, 0.0
-            edge = radius * reach
-            shift = tolerance * tolerance + 1.0
-            count = 0
+            y, x, count = 0.0, 0.0, 0
+            edge, shift = radius * reach, tolerance * tolerance + 1.0
             while (shift > tolerance * tolerance) & (count < max_iterations):
                 top, left = row0 + tl.ceil(y - edge).to(tl.int32), column0 + tl.ceil(x - edge).to(tl.int32)
                 weight, sum_y, sum_x = 0.0, 0.0, 0.0

@@ -7,130 +7,43 @@ __all__ = []
 
 # %% ../../nbs/06_faithfulness.ipynb #f83254eb
 from cvi_nb.faithfulness.bench import (
-    CONTROLS,
-    FILLS,
-    METRICS,
-    Bench,
-    Metric,
-    Scores,
-    centre_map,
-    edge_map,
-    fill,
-    image_rows,
-    metric,
-    old_order,
-    random_map,
-    removal_path,
-    removal_ranks,
-    rise_blur,
-    separable,
-)
-from cvi_nb.faithfulness.confined import (
-    ConfinedOptions,
-    ConfinedResult,
-    attack_confined,
-    critical_support,
-    patch_map,
-)
-from .evaluation import FaithfulnessResult, evaluate_faithfulness, quality_against_budget
-from .form import complexity, sparseness
-from .imputation import RoadResult, impute, road
-from cvi_nb.faithfulness.localisation import (
-    Mosaics,
-    grid_pointing_game,
-    mosaics,
-    pointing_game,
-    relevance_mass,
-    relevance_rank,
+    CONTROLS, FILLS, METRICS, Bench, Metric, Scores, centre_map, edge_map, fill, image_rows, metric,
+    old_order, random_map, removal_path, removal_ranks, rise_blur, separable,
 )
 from .removal import PixelCurve, TileDegradation, deletion, insertion, tile_degradation
+from .imputation import RoadResult, impute, road
 from cvi_nb.faithfulness.sampling import (
-    RegionCurve,
-    SensitivityN,
-    infidelity,
-    necessity,
-    removal_shares,
-    sensitivity_n,
-    sufficiency,
+    RegionCurve, SensitivityN, infidelity, necessity, removal_shares, sensitivity_n, sufficiency,
+)
+from .form import complexity, sparseness
+
+__all__ = [
+    "CONTROLS", "FILLS", "METRICS", "Bench", "Metric", "PixelCurve", "RegionCurve", "RoadResult", "Scores",
+    "SensitivityN", "TileDegradation", "centre_map", "complexity", "deletion", "edge_map", "fill",
+    "image_rows", "impute", "infidelity", "insertion", "metric", "necessity", "old_order", "random_map",
+    "removal_path", "removal_ranks", "removal_shares", "rise_blur", "road", "sensitivity_n", "separable",
+    "sparseness", "sufficiency", "tile_degradation",
+]
+
+# %% ../../nbs/06_faithfulness.ipynb #bd4bb62c
+from cvi_nb.faithfulness.localisation import (
+    Mosaics, grid_pointing_game, mosaics, pointing_game, relevance_mass, relevance_rank,
 )
 from cvi_nb.faithfulness.sanity import (
-    SanityResult,
-    cascade,
-    label_randomisation,
-    layer_names,
-    max_sensitivity,
-    model_randomisation,
-    overwritten,
-    seed_agreement,
-    target_randomisation,
+    SanityResult, cascade, label_randomisation, layer_names, max_sensitivity, model_randomisation,
+    overwritten, seed_agreement, target_randomisation,
 )
+from .confined import ConfinedOptions, ConfinedResult, attack_confined, critical_support, patch_map
+from .evaluation import FaithfulnessResult, evaluate_faithfulness, quality_against_budget
 from ..inference import Baseline
 from ..statistics import compare, holm, paired_bootstrap, rank_correlation, signed_rank
 from ..validation import check_maps
 
-__all__ = [
-    "CONTROLS",
-    "FILLS",
-    "METRICS",
-    "Baseline",
-    "Bench",
-    "ConfinedOptions",
-    "ConfinedResult",
-    "FaithfulnessResult",
-    "Metric",
-    "Mosaics",
-    "PixelCurve",
-    "RegionCurve",
-    "RoadResult",
-    "SanityResult",
-    "Scores",
-    "SensitivityN",
-    "TileDegradation",
-    "attack_confined",
-    "cascade",
-    "centre_map",
-    "check_maps",
-    "compare",
-    "complexity",
-    "critical_support",
-    "deletion",
-    "edge_map",
-    "evaluate_faithfulness",
-    "fill",
-    "grid_pointing_game",
-    "holm",
-    "image_rows",
-    "impute",
-    "infidelity",
-    "insertion",
-    "label_randomisation",
-    "layer_names",
-    "max_sensitivity",
-    "metric",
-    "model_randomisation",
-    "mosaics",
-    "necessity",
-    "old_order",
-    "overwritten",
-    "paired_bootstrap",
-    "patch_map",
-    "pointing_game",
-    "quality_against_budget",
-    "random_map",
-    "rank_correlation",
-    "relevance_mass",
-    "relevance_rank",
-    "removal_path",
-    "removal_ranks",
-    "removal_shares",
-    "rise_blur",
-    "road",
-    "seed_agreement",
-    "sensitivity_n",
-    "separable",
-    "signed_rank",
-    "sparseness",
-    "sufficiency",
-    "target_randomisation",
-    "tile_degradation",
+__all__ += [
+    "Baseline", "ConfinedOptions", "ConfinedResult", "FaithfulnessResult", "Mosaics", "SanityResult",
+    "attack_confined", "cascade", "check_maps", "compare", "critical_support", "evaluate_faithfulness",
+    "grid_pointing_game", "holm", "label_randomisation", "layer_names", "max_sensitivity",
+    "model_randomisation", "mosaics", "overwritten", "paired_bootstrap", "patch_map", "pointing_game",
+    "quality_against_budget", "rank_correlation", "relevance_mass", "relevance_rank", "seed_agreement",
+    "signed_rank", "target_randomisation",
 ]

@@ -6,84 +6,34 @@
 __all__ = []
 
 # %% ../../nbs/03_inference.ipynb #365b4204
-from .certificate import Certificate, Ellipsoid, certify, smoothed_votes
-from .cvi import CVI, FAMILIES
+from cvi_nb.inference.perturbation import (
+    BASELINES, PARTITIONS, Baseline, Partitioner, Regions, blurred, collect, grid_partition, make_baselines,
+    mean_shift_partition, paint, partitions_of, refine, register, shifted_masks,
+)
+from .game import Game, resolve_target
 from .draws import Draws, Recipe, coarse_masks, draw_masks
 from .estimate import bernoulli_kl
-from .exact import ExactPosterior, all_masks, enumerate_evidence, exact_posterior
-from .game import Game, resolve_target
-from .interfaces import quantus_explain
-from .modes import Marginals, MixturePosterior, Mode, ModesOptions, infer_modes, stroke_partition
-from .noise import GaussianNoise, NoiseOptions, NoisePosterior, infer_noise
-from cvi_nb.inference.perturbation import (
-    BASELINES,
-    PARTITIONS,
-    Baseline,
-    Partitioner,
-    Regions,
-    blurred,
-    collect,
-    grid_partition,
-    make_baselines,
-    mean_shift_partition,
-    paint,
-    partitions_of,
-    refine,
-    register,
-    shifted_masks,
-)
-from .presence import Posterior, PresenceOptions, infer_presence, presence_steps
-from .sets import ClusterSet, necessary_set, sufficient_set
 
 __all__ = [
-    "BASELINES",
-    "CVI",
-    "FAMILIES",
-    "PARTITIONS",
-    "Baseline",
-    "Certificate",
-    "ClusterSet",
-    "Draws",
-    "Ellipsoid",
-    "ExactPosterior",
-    "Game",
-    "GaussianNoise",
-    "Marginals",
-    "MixturePosterior",
-    "Mode",
-    "ModesOptions",
-    "NoiseOptions",
-    "NoisePosterior",
-    "Partitioner",
-    "Posterior",
-    "PresenceOptions",
-    "Recipe",
-    "Regions",
-    "all_masks",
-    "bernoulli_kl",
-    "blurred",
-    "certify",
-    "coarse_masks",
-    "collect",
-    "draw_masks",
-    "enumerate_evidence",
-    "exact_posterior",
-    "grid_partition",
-    "infer_modes",
-    "infer_noise",
-    "infer_presence",
-    "make_baselines",
-    "mean_shift_partition",
-    "necessary_set",
-    "paint",
-    "partitions_of",
-    "presence_steps",
-    "quantus_explain",
-    "refine",
-    "register",
-    "resolve_target",
-    "shifted_masks",
-    "smoothed_votes",
-    "stroke_partition",
-    "sufficient_set",
+    "BASELINES", "PARTITIONS", "Baseline", "Draws", "Game", "Partitioner", "Recipe", "Regions",
+    "bernoulli_kl", "blurred", "coarse_masks", "collect", "draw_masks", "grid_partition", "make_baselines",
+    "mean_shift_partition", "paint", "partitions_of", "refine", "register", "resolve_target", "shifted_masks",
+]
+
+# %% ../../nbs/03_inference.ipynb #5e4f715e
+from .presence import Posterior, PresenceOptions, infer_presence, presence_steps
+from .exact import ExactPosterior, all_masks, enumerate_evidence, exact_posterior
+from .modes import Marginals, MixturePosterior, Mode, ModesOptions, infer_modes, stroke_partition
+from .noise import GaussianNoise, NoiseOptions, NoisePosterior, infer_noise
+from .certificate import Certificate, Ellipsoid, certify, smoothed_votes
+from .sets import ClusterSet, necessary_set, sufficient_set
+from .cvi import CVI, FAMILIES
+from .interfaces import quantus_explain
+
+__all__ += [
+    "CVI", "FAMILIES", "Certificate", "ClusterSet", "Ellipsoid", "ExactPosterior", "GaussianNoise",
+    "Marginals", "MixturePosterior", "Mode", "ModesOptions", "NoiseOptions", "NoisePosterior", "Posterior",
+    "PresenceOptions", "all_masks", "certify", "enumerate_evidence", "exact_posterior", "infer_modes",
+    "infer_noise", "infer_presence", "necessary_set", "presence_steps", "quantus_explain", "smoothed_votes",
+    "stroke_partition", "sufficient_set",
 ]
