@@ -41,7 +41,7 @@ from .validation import check_choice, check_flag, check_images, check_integer, c
 _all_ = ["atomic_path", "cache_dir", "check_images", "check_labels", "csv_safe"]  # users find them here, too
 
 # %% auto #0
-__all__ = ['MAX_PIXELS', 'ImageSet', 'load_image', 'imagenet_classes', 'load_photos', 'load_digits', 'load_folder',
+__all__ = ['MAX_PIXELS', 'ImageSet', 'load_image', 'imagenet_classes', 'load_photos', 'load_digits', 'image_files', 'load_folder',
            'from_dataset', 'load_torchvision', 'atomic_path', 'cache_dir', 'check_images', 'check_labels', 'csv_safe']
 
 # %% ../nbs/00_data.ipynb #e9cbc521
@@ -666,8 +666,14 @@ def load_digits(split: str | None = None) -> ImageSet:
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
-def _image_files(root: Path) -> list[Path]:
-    """Image files of a folder and of its sub-folders, one level deep, sorted by path."""
+def image_files(path: str | os.PathLike[str]) -> list[Path]:
+    """Image files of a folder and of its sub-folders, one level deep, sorted by path; hidden ones are passed over.
+
+    Raises `NotADirectoryError` where `path` is no folder and `ValueError` where none of its files is an image.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise NotADirectoryError(f"`path` must be a folder of images, got {root}")
     paths = [*root.glob("*"), *root.glob("*/*")]
     visible = (p for p in paths if not any(part.startswith(".") for part in p.relative_to(root).parts))
     files = sorted((p for p in visible if p.suffix.lower() in _SUFFIXES and not p.is_dir()), key=Path.as_posix)
@@ -732,10 +738,8 @@ def load_folder(
     ValueError : no images in it; images both in it and in its sub-folders; an unknown class; a bad file
     """
     root = Path(path)
-    if not root.is_dir():
-        raise NotADirectoryError(f"`path` must be a folder of images, got {root}")
+    files = image_files(root)
     check_choice(split, "split", _SPLITS)
-    files = _image_files(root)
     known = _folder_classes(root, files, classes)
     images, kept = _read_files(files, check_flag(skip_bad, "skip_bad"), progress, size, channels, max_pixels)
     names = [file.relative_to(root).as_posix() for file in kept]

@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cvi_nb import cli
 from cvi_nb.attack import ATTACKS
+from cvi_nb.cli import commands as cli
 from cvi_nb.cli import main
+from cvi_nb.cli.parser import CHOICES, make_parser
 from cvi_nb.data import load_digits, load_image, load_photos
 from cvi_nb.models import Classifier, load_classifier, mnist_cnn, save_classifier
 
@@ -60,7 +61,6 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("", "COMMAND"),
         ("explian x", "invalid choice"),
         ("explain zero.png --out o", "--model"),
         ("explain zero.png --model nothing --out o", "--model must be"),
@@ -147,8 +147,45 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) < 140 for line in out)
 
 
+@pytest.mark.parametrize("typed", ["", "--help", "--version", "explain --help", "attack --help", "segment --help"])
+def test_help_loads_no_library(typed: str) -> None:
+    """So it answers at once: seconds of PyTorch are for those who compute. And `cvi` alone is help."""
+    code = (
+        "import sys\nfrom cvi_nb.cli import main\n"
+        "try: code = main(sys.argv[1:])\nexcept SystemExit as stop: code = stop.code\n"
+        "print(sorted({'torch', 'numpy', 'pandas', 'scipy', 'sklearn', 'matplotlib', 'PIL'} & set(sys.modules)), code)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, *typed.split()], capture_output=True, text=True, check=True)
+    assert answer.stdout.endswith("[] 0\n") and ("usage: cvi" in answer.stdout or typed == "--version"), answer.stdout
+
+
+def test_help_names_what_the_registries_hold() -> None:
+    from cvi_nb.defence import DEFENDED
+    from cvi_nb.inference import BASELINES, PARTITIONS
+
+    assert CHOICES["attack"] == [name.replace("_", "-") for name in ATTACKS] and CHOICES["defended"] == [*DEFENDED]
+    assert CHOICES["baseline"] == sorted(BASELINES) and CHOICES["partition"] == sorted(PARTITIONS)
+
+
+def test_segment_takes_a_folder_of_any_sizes_and_a_collection(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = load_photos("report", "embedded", size=64).images
+    cli._write_image(photos[0], tmp_path / "in" / "a.png")
+    cli._write_image(photos[1][:, :40], tmp_path / "in" / "deep" / "b.png")
+    code, out, err = run(f"segment {tmp_path}/in --out {tmp_path}/out", capsys)
+    assert code == 0, err
+    assert {Path(path).name for path in out} >= {"a.png", "a.labels.png", "deep_b.png", "regions.csv"}
+    areas = pd.read_csv(tmp_path / "out" / "regions.csv").groupby("name")["area"].sum()
+    assert areas.to_dict() == {"a.png": 64 * 64, "deep/b.png": 40 * 64}
+    code, out, err = run(f"segment digits --count 2 --out {tmp_path}/digits", capsys)
+    assert code == 0 and len(out) == 5, err
+    code, out, err = run(f"segment {tmp_path}/in digits --out {tmp_path}/none", capsys)
+    assert code == 2 and "one folder or collection" in err
+
+
 def test_examples_of_the_help_parse() -> None:
-    parser = cli._parser()
+    parser = make_parser()
     commands = next(a for a in parser._actions if isinstance(a.choices, dict)).choices
     assert isinstance(commands, dict)
     for name, sub in commands.items():
