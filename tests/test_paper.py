@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvi_nb.files import atomic_path
 from cvi_nb.paper import (
     NotebookError,
     Outputs,
@@ -32,7 +33,6 @@ from cvi_nb.paper import (
     project_root,
     read_results,
     render_readme,
-    replacing,
     run_notebook,
     shard_range,
     typeset,
@@ -141,10 +141,10 @@ def test_latex_accepts_what_is_written(tmp_path: Path) -> None:
 # Files
 
 
-def test_replacing_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+def test_a_file_stays_as_it_was_when_its_writer_fails(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
         temporary.write_text("half")
         assert path.read_text() == "old"
         raise ZeroDivisionError

@@ -10,7 +10,7 @@ from .build import build_paper, latex_preamble, render_readme, typeset
 from .executed import code_hash, is_current, store_executed
 from .execute import NotebookError, provenance, run_notebook
 from .latex import latex_escape, latex_macro, latex_number, latex_table
-from .outputs import Outputs, read_results, replacing, shard_range
+from .outputs import Outputs, read_results, shard_range
 from .parameters import check_parameters, compare_parameters, notebook_parameters, project_root
 from .jobs import Job, build_dir, load_config, modules_of, plan
 
@@ -37,7 +37,6 @@ __all__ = [
     "provenance",
     "read_results",
     "render_readme",
-    "replacing",
     "run_notebook",
     "shard_range",
     "store_executed",

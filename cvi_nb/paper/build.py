@@ -19,7 +19,7 @@ from typing import Any
 
 from .execute import locked, run_notebook
 from .executed import is_current, store_executed
-from .outputs import replacing
+from ..files import atomic_path
 from .parameters import project_root, settings_of
 from .jobs import ENDINGS, Job, build_dir, load_config, plan
 
@@ -32,7 +32,7 @@ def latex_preamble(numbers: Sequence[str | Path], output: str | Path) -> Path:
     settings = settings_of(project_root())
     known = {"giturl": "git_url", "gitbranch": "branch", "packageversion": "version"}
     lines = [f"\\newcommand{{\\{macro}}}{{{settings[key]}}}\n" for macro, key in known.items()]
-    with replacing(output) as temporary:
+    with atomic_path(output) as temporary:
         temporary.write_text(
             "".join(lines + [Path(path).read_text(encoding="utf-8") for path in numbers]), encoding="utf-8"
         )
@@ -141,10 +141,10 @@ def render_readme(notebook: str | Path, output: str | Path) -> Path:
     text, resources = MarkdownExporter(config=config).from_filename(str(notebook))
     output = Path(output)
     for name, data in resources.get("outputs", {}).items():
-        with replacing(output.parent / "README_files" / name) as temporary:
+        with atomic_path(output.parent / "README_files" / name) as temporary:
             temporary.write_bytes(data)
         text = text.replace(f"({name})", f"(README_files/{name})")
-    with replacing(output) as temporary:
+    with atomic_path(output) as temporary:
         temporary.write_text(text.replace("](../", "](").strip() + "\n", encoding="utf-8")
     return output
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .outputs import replacing
+from ..files import atomic_path
 from .parameters import project_root
 
 # %% auto #0
@@ -50,11 +50,18 @@ def _clean_outputs(outputs: list[dict[str, Any]], root: str) -> list[dict[str, A
         kept.append(json.loads(text) | ({"execution_count": None} if "execution_count" in output else {}))
     return kept
 
+# %% ../../nbs/11_paper/06_executed.ipynb #5dc09c95
+def _parameterised(cell: Mapping[str, Any]) -> bool:
+    """Whether a cell holds a notebook's parameters."""
+    return "parameters" in cell["metadata"].get("tags", [])
+
 # %% ../../nbs/11_paper/06_executed.ipynb #83dfb3e5
 def store_executed(
     executed: str | Path, notebook: str | Path, profile: str | None = None, parameters: Mapping[str, Any] | None = None
 ) -> Path:
-    """Put the outputs of an `executed` copy into `notebook`, with profile, parameters and hash in its metadata.
+    """Put the outputs of an `executed` copy into `notebook`, with hash, profile and parameters in its metadata.
+
+    Below the cell of parameters a reader is told with which the outputs were made.
 
     Raises
     ------
@@ -77,11 +84,13 @@ def store_executed(
     content = json.loads(notebook.read_text(encoding="utf-8"))
     root = str(project_root(notebook.parent))
     cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    given = "".join(f", {name} = {value!r}" for name, value in (parameters or {}).items())
+    said = {"output_type": "stream", "name": "stdout", "text": f"Outputs stored here: profile {profile}{given}\n"}
     for cell, found in zip(cells, outputs, strict=True):
-        cell["outputs"] = _clean_outputs(found, root)
+        cell["outputs"] = [said] if profile and _parameterised(cell) else _clean_outputs(found, root)
     note = {"code": code_hash(notebook)} | ({"profile": profile} if profile else {})
     content["metadata"]["cvi"] = note | ({"parameters": dict(parameters)} if parameters else {})
-    with replacing(notebook) as temporary:
+    with atomic_path(notebook) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     return notebook
 
@@ -89,5 +98,5 @@ def store_executed(
 def is_current(notebook: str | Path) -> bool:
     """Whether a notebook has outputs, and they were made by its code."""
     content = json.loads(Path(notebook).read_text(encoding="utf-8"))
-    shown = any(cell.get("outputs") for cell in content["cells"] if cell["cell_type"] == "code")
+    shown = any(c.get("outputs") for c in content["cells"] if c["cell_type"] == "code" and not _parameterised(c))
     return shown and content["metadata"].get("cvi", {}).get("code") == code_hash(notebook)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,25 +16,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..files import atomic_path
 from .latex import latex_macro, latex_number, latex_table
 from .parameters import project_root
 
 # %% auto #0
-__all__ = ['replacing', 'check_shard', 'shard_range', 'write_figure', 'write_table', 'needing_pyarrow', 'write_numbers',
-           'Outputs', 'read_results']
-
-# %% ../../nbs/11_paper/03_outputs.ipynb #7aa1c9a2
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Temporary path beside `path`; when the block ends well it takes the place of `path`, else it is removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+__all__ = ['check_shard', 'shard_range', 'write_figure', 'write_table', 'needing_pyarrow', 'write_numbers', 'Outputs',
+           'read_results']
 
 # %% ../../nbs/11_paper/03_outputs.ipynb #0b5639c9
 def check_shard(shard: int, shards: int) -> None:
@@ -53,18 +40,18 @@ def shard_range(total: int, shard: int = 0, shards: int = 1) -> range:
 def write_figure(figure: Any, path: Path, dpi: int = 150) -> Path:
     """A Matplotlib figure as vector PDF at `path` and as a preview (.png) beside it; the same data, the same file."""
     # Fonts as TrueType: journals refuse Type 3.
-    with replacing(path) as temporary, plt.rc_context({"pdf.fonttype": 42}):
+    with atomic_path(path) as temporary, plt.rc_context({"pdf.fonttype": 42}):
         figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
-    with replacing(path.with_suffix(".png")) as temporary:
+    with atomic_path(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
     return path
 
 # %% ../../nbs/11_paper/03_outputs.ipynb #2a387f57
 def write_table(frame: pd.DataFrame, path: Path, **options: Any) -> Path:
     """A frame as LaTeX at `path` and as CSV with all digits beside it; `options` as in `latex_table`."""
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(latex_table(frame, **options), encoding="utf-8")
-    with replacing(path.with_suffix(".csv")) as temporary:
+    with atomic_path(path.with_suffix(".csv")) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
     return path
 
@@ -86,10 +73,10 @@ def write_numbers(path: Path, name: str, values: dict[str, tuple[Any, str]]) -> 
     macros = {latex_macro(name, key): latex_number(*pair) for key, pair in values.items()}
     if len(macros) < len(values):
         raise ValueError(f"`values` must have names that differ as macros, got {', '.join(values)}")
-    with replacing(path) as temporary:
+    with atomic_path(path) as temporary:
         lines = (f"\\newcommand{{\\{macro}}}{{{text}}}\n" for macro, text in macros.items())
         temporary.write_text("".join(lines), encoding="utf-8")
-    with replacing(path.with_suffix(".json")) as temporary:
+    with atomic_path(path.with_suffix(".json")) as temporary:
         raw = {key: value.item() if isinstance(value, np.generic) else value for key, (value, _) in values.items()}
         temporary.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     return path
@@ -144,7 +131,7 @@ class Outputs:
     def results(self, frame: pd.DataFrame, name: str) -> Path:
         """Write per-unit results as ``results/NAME.parquet`` (a shard: ``NAME.0-of-2.parquet``); returns the path."""
         path = self.path("results", name, "parquet")
-        with replacing(path) as temporary, needing_pyarrow():
+        with atomic_path(path) as temporary, needing_pyarrow():
             frame.to_parquet(temporary, index=False)
         return path
 
