@@ -178,6 +178,7 @@ LEFT_OUT = {
     **dict.fromkeys(
         [
             "attack.boundary_step",
+            "attack.show_search",
             "attack.steepest",
             "attack.per_sample",
             "defence.squared_slope",

@@ -24,6 +24,7 @@ from .boundary_walk import minimum_norm
 from .lagrangian import TargetedCases, carlini_wagner, targeted_cases
 from .worst_case import EnsembleResult, ensemble, standard_attacks
 from .physical import TRANSFORMATIONS, DestructionRate, destruction_rate, destruction_rates
+from .watched import show_search
 from ..statistics import wilson
 
 __all__ = [
@@ -31,6 +32,6 @@ __all__ = [
     "Norm", "Options", "Run", "TargetedCases", "ZeroGradientWarning", "apgd", "apgd_targeted", "bim",
     "boundary_step", "carlini_wagner", "cluster_support", "ddn", "deepfool", "destruction_rate",
     "destruction_rates", "ensemble", "fgsm", "fmn", "iterative_least_likely", "jsma", "mi_fgsm",
-    "minimum_norm", "momentum", "norms", "per_sample", "pgd", "project", "register_attack", "sigma_zero",
+    "minimum_norm", "momentum", "norms", "per_sample", "pgd", "project", "register_attack", "show_search", "sigma_zero",
     "square", "standard_attacks", "steepest", "targeted_cases", "targeted_gradient_sign", "wilson",
 ]
