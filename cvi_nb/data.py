@@ -25,16 +25,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import datasets
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.models import ResNet50_Weights
 from tqdm.auto import tqdm
 
 from .files import atomic_path, cache_dir, csv_safe  # noqa: F401
+from .lazy import pandas as pd, torchvision
 from .plot import show_images
 from .validation import check_choice, check_flag, check_images, check_integer, check_labels, check_seed
 
@@ -287,7 +284,8 @@ def _deep_colour(header: bytes, stream: bytes) -> np.ndarray:
     clean = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
-    pixels = decode_image(torch.frombuffer(bytearray(clean), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
+    stream_of_bytes = torch.frombuffer(bytearray(clean), dtype=torch.uint8)
+    pixels = torchvision.io.decode_image(stream_of_bytes, mode=torchvision.io.ImageReadMode.UNCHANGED)
     return pixels.permute(1, 2, 0).numpy()
 
 # %% ../nbs/00_data.ipynb #60818913
@@ -542,7 +540,7 @@ def _packaged(package: str, file: str) -> Path:
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """The names of the 1,000 ImageNet classes, as torchvision's weights carry them."""
-    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 # %% ../nbs/00_data.ipynb #636e5962
 def _view(pixels: _Pixels, name: str, j: int, size: int) -> np.ndarray:
@@ -873,8 +871,8 @@ def load_torchvision(
     ------
     ValueError : an unknown name, or a data set without a training and a test part
     """
-    kind = getattr(datasets, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, datasets.VisionDataset)):
+    kind = getattr(torchvision.datasets, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, torchvision.datasets.VisionDataset)):
         raise ValueError(f'`name` must be a data set of torchvision such as "MNIST" or "CIFAR10", got {name!r}')
     check_choice(split, "split", _SPLITS)
     parameters = inspect.signature(kind).parameters

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .data import ImageSet, atomic_path, cache_dir, load_digits
+from .lazy import pandas as pd
 from cvi_nb.models import (
     Classifier,
     Evaluations,

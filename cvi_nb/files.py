@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+from .lazy import pandas as pd
 
 # %% auto #0
 __all__ = ['atomic_path', 'cache_dir', 'csv_safe']

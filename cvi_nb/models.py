@@ -23,10 +23,10 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
 from tqdm.auto import trange
 
 from .data import atomic_path, cache_dir, imagenet_classes, load_digits
+from .lazy import torchvision
 from cvi_nb.validation import (
     check_batch_size,
     check_call,
@@ -678,14 +678,14 @@ def _efficientnet_lite(number: int, pretrained: bool) -> Source:
 def _torchvision(name: str, pretrained: bool) -> Source:
     """A classifier of torchvision, with the normalisation and size of its newest weights."""
     try:
-        weights = get_model_weights(name).DEFAULT
+        weights = torchvision.models.get_model_weights(name).DEFAULT
     except ValueError as error:
         raise ValueError(
             f'`name` must be "torchvision:" and a classifier of torchvision, got {name!r}: {error}'
         ) from error
     preset = weights.transforms()
     facts = {"mean": preset.mean, "std": preset.std, "size": preset.crop_size[0], "classes": weights.meta["categories"]}
-    return get_model(name, weights=weights if pretrained else None), facts
+    return torchvision.models.get_model(name, weights=weights if pretrained else None), facts
 
 # %% ../nbs/01_models.ipynb #36bb1a26
 def _timm(name: str, pretrained: bool) -> Source:

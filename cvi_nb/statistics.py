@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
+from .lazy import pandas as pd, stats
 from .validation import check_choice, check_integer, check_mapping, check_numbers, check_real, check_seed
 
 # %% auto #0

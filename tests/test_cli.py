@@ -90,6 +90,7 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str], 
         ("attack zero.png --model mnist_cnn --labels . --out o", "."),
         ("attack digits --model mnist_cnn --count 0 --out o", "positive integer"),
         ("explain zero.png --model mnist_cnn --device meta --out o", "--device must be"),
+        ("explain zero.png --model mnist_cnn --scale big --out o", "picture, run, or"),
         ("explain zero.png --model mnist_cnn --seed -1 --out o", "--seed"),
         ("explain zero.png --model mnist_cnn --seed 1e3 --out o", "at least 0"),
         ("explain zero.png --model mnist_cnn --seed 99999999999999999999 --out o", "below 2**63"),
@@ -210,6 +211,37 @@ def test_explain_writes_what_python_finds(place: Path, tmp_path: Path, capsys: p
     clusters = pd.read_csv(tmp_path / "clusters.csv")
     assert np.allclose(clusters["probability"], posterior.to_frame()["probability"], atol=1e-4)
     assert clusters.groupby("name")["area"].sum().tolist() == [784, 784]
+
+
+def test_explain_why_this_and_not_that(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two classes of one run: two maps in the array, a file and class each in the table, the cost of both."""
+    line = f"explain {place}/zero.png --model mnist_cnn --budget 16 --target 0 --target 6 --scale run --npy --quiet"
+    code, out, err = run(f"{line} --out {tmp_path}", capsys)
+    assert code == 0, err
+    assert {Path(path).name for path in out} == {"zero.png", "zero.npy", "clusters.csv", "explain.json"}
+    maps = np.load(tmp_path / "zero.npy")
+    facts = json.loads((tmp_path / "explain.json").read_text())
+    assert maps.shape == (2, 28, 28) and [one["class"] for one in facts["images"]] == ["0", "6"]
+    clusters = pd.read_csv(tmp_path / "clusters.csv", dtype={"class": str})
+    assert clusters.groupby("class")["area"].sum().to_dict() == {"0": 784, "6": 784}
+    spent = facts["evaluations_per_image"]
+    assert 16 < spent["forward"] + spent["backward"] <= 4 * 16
+    code, _, err = run(f"{line} --target 0 --out {tmp_path}", capsys)
+    assert code == 2 and "each class once" in err
+
+
+def test_explain_draws_the_photo_as_it_was_taken(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digit = load_digits("report").images[0, 0]
+    wide = torch.cat([digit, digit * 0 + 0.5], 1)  # 28 × 56, of which the network sees the middle half
+    cli._write_image(wide[None], tmp_path / "wide.png")
+    code, _, err = run(f"explain {tmp_path}/wide.png --model mnist_cnn --budget 8 --quiet --out {tmp_path}/o", capsys)
+    assert code == 0, err
+    (facts,) = json.loads((tmp_path / "o" / "explain.json").read_text())["images"]
+    assert facts["box_in_file"] == [0, 14, 28, 28] and facts["size_of_file"] == [28, 56]
+    width, height = Image.open(tmp_path / "o" / "wide.png").size
+    assert width > 3 * height  # two panels of twice the width
 
 
 def test_attacked_files_fool_the_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

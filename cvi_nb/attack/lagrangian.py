@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from .geometry import Norm, cosine, norms, per_sample, power_of_two
 from .oracle import Model
 from .run import AttackResult, Options, Run, register_attack
 from .smoothed_count import Adam, thin_out
+from ..lazy import pandas as pd
 from cvi_nb.validation import (
     check_call,
     check_callable,

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from torch import Tensor
 
 from .oracle import Model
 from .run import AttackResult
+from ..lazy import functional as TF, pandas as pd
 from ..models import as_classifier
 from ..statistics import wilson
 from ..validation import check_batch_size, check_callable, check_choice, check_images

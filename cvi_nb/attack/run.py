@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +19,7 @@ from tqdm.auto import trange
 
 from .geometry import Norm, confine, grid_points, inside, norms, per_sample, steepest
 from .oracle import Loss, Model, Oracle, ZeroGradientWarning, distrust, rounding
+from ..lazy import pandas as pd
 from ..models import Evaluations, margin
 from ..plot import show_images
 from cvi_nb.validation import (

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Unpack
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from .oracle import Model
 from .projected import pgd
 from .run import ATTACKS, AttackResult, Options, Run
 from .square_search import square
+from ..lazy import pandas as pd
 from ..validation import check_choice, check_integer, check_norm, check_real
 
 # %% auto #0

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..attack import ATTACKS, AttackResult
 from .parser import MODEL_HELP
+from .pictures import View, explanation_figure, view_of_file, view_of_image
 from ..clustering import segment
 from cvi_nb.data import (
     ImageSet,
@@ -41,8 +41,9 @@ from cvi_nb.data import (
 )
 from ..defence import DEFENDED, load_defended
 from ..inference import CVI, infer_modes, stroke_partition
+from ..lazy import pandas as pd
 from ..models import Classifier, load_classifier
-from ..plot import heat_grid, outlines, save_figure, show_images, style
+from ..plot import heat_limit, outlines, save_figure, show_images, style
 from ..report import make_report
 
 # %% auto #0
@@ -259,14 +260,14 @@ def _place(out: str, folder: bool) -> Path:
     return path
 
 # %% ../../nbs/10_cli.ipynb #0ad9e581
-def _explained(given: argparse.Namespace, model: Classifier, chosen: Tensor) -> Any:
-    """The posterior; options that were not given are the library's defaults."""
+def _explained(given: argparse.Namespace, model: Classifier, chosen: Tensor, target: int | None) -> Any:
+    """The posterior of a class, None: each image's own; options that were not given are the library's defaults."""
     wanted = {"partition": given.partition, "baseline": given.baseline, "temperature": given.temperature}
     cvi = CVI(
         model, budget=given.budget, batch_size=given.batch_size, seed=given.seed, progress=not given.quiet,
         **{name: value for name, value in wanted.items() if value is not None},
     )  # fmt: skip
-    return cvi.infer(chosen, None if given.target is None else _class(given.target, model))
+    return cvi.infer(chosen, target)
 
 # %% ../../nbs/10_cli.ipynb #3a5db6a8
 def _modes(given: argparse.Namespace, model: Classifier, chosen: Tensor, posterior: Any) -> Any:
@@ -298,29 +299,79 @@ def _facts(posterior: Any, chance: Tensor, i: int, name: str, model: Classifier)
     }  # fmt: skip
 
 # %% ../../nbs/10_cli.ipynb #11c6b702
+def _views(images: ImageSet) -> list[View]:
+    """What is drawn of each image: the photo in its file, if that is where it is from, else what the network saw."""
+    views = []
+    for i, source in enumerate(images.sources):
+        one = images.images[i : i + 1]
+        views.append(
+            view_of_file(source, one.shape[2:], one.shape[1]) if Path(source).is_file() else view_of_image(one)
+        )
+    return views
+
+# %% ../../nbs/10_cli.ipynb #911dbf9e
+def _scale(wanted: str | float, maps: Sequence[Tensor]) -> tuple[float | None, str]:
+    """The limit of the colours, None for that of each picture, and how the picture tells: `--scale`."""
+    if isinstance(wanted, float):
+        return wanted, "scale as given"
+    return (heat_limit(*maps), "one scale for this run") if wanted == "run" else (None, "scale of this picture")
+
+# %% ../../nbs/10_cli.ipynb #82ea71f9
+def _pictures(
+    given: argparse.Namespace, images: ImageSet, maps: list[Tensor], facts: list[list[dict[str, Any]]], out: Path
+) -> list[Path]:
+    """Draw each image with its maps, one a class; `facts`, by class and image, are told the names of the files."""
+    limit, told = _scale(given.scale, maps)
+    stems = _stems(images.names, [".png", ".npy"], ["modes.png"])
+    written = []
+    for i, (stem, view) in enumerate(zip(stems, _views(images), strict=True)):
+        of_image = [of_class[i] for of_class in facts]
+        panels = {f"{one['class']}, p = {one['probability']:.3f}": maps[k][i] for k, one in enumerate(of_image)}
+        if len(panels) == 2:
+            panels[f"{of_image[0]['class']} rather than {of_image[1]['class']}"] = maps[0][i] - maps[1][i]
+        figure = explanation_figure(view, panels, limit, told)
+        written.append(save_figure(figure, out / f"{stem}.png", dpi=200, close=True))
+        if given.npy:
+            with atomic_path(out / f"{stem}.npy") as temporary:
+                np.save(temporary, torch.stack([of_class[i] for of_class in maps]).numpy())
+            written.append(out / f"{stem}.npy")
+        for one in of_image:
+            one |= {"file": f"{stem}.png", "box_in_file": list(view.box), "size_of_file": list(view.photo.shape[2:])}
+    return written
+
+# %% ../../nbs/10_cli.ipynb #be2496a2
+def _clusters(posteriors: Sequence[Any], images: ImageSet, model: Classifier) -> pd.DataFrame:
+    """All clusters of all images, for each class that was asked about."""
+    frames = []
+    for posterior in posteriors:
+        frame = posterior.to_frame()
+        frame.insert(0, "name", [images.names[i] for i in frame["image"]])
+        frame.insert(1, "class", [_called(int(posterior.target[i]), model) for i in frame["image"]])
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+# %% ../../nbs/10_cli.ipynb #cd35afed
 def _explain(given: argparse.Namespace) -> list[Path]:
-    """One picture per image, a table of all clusters, and a JSON file with what was asked and what it cost."""
+    """A picture per image, a table of all clusters, and a JSON file with what was asked and what it cost."""
     out = _place(given.out, folder=True)
     _, model = _model(given.model, given)
     images = _images(given.images, model, given)
-    chosen, written = images.images.to(given.device), []
-    posterior = _explained(given, model, chosen)
+    chosen = images.images.to(given.device)
+    targets = [None] if given.target is None else [_class(name, model) for name in given.target]
+    if len(set(targets)) < len(targets):
+        raise ValueError(f"--target must name each class once, got {' '.join(given.target)}")
+    posteriors = [_explained(given, model, chosen, target) for target in targets]
     chance = model.logits(chosen, given.batch_size).softmax(1)
-    facts = [_facts(posterior, chance, i, name, model) for i, name in enumerate(images.names)]
-    for i, stem in enumerate(_stems(images.names, [".png"], ["modes.png"])):
-        title = f"{facts[i]['class']}, p = {facts[i]['probability']:.3f}"
-        figure = heat_grid(chosen[i : i + 1].cpu(), {title: posterior.criticality[i : i + 1].cpu()}, width=4.6)
-        written.append(save_figure(figure, out / f"{stem}.png", dpi=200, close=True))
-        facts[i] |= {"file": f"{stem}.png"}
+    facts = [[_facts(p, chance, i, name, model) for i, name in enumerate(images.names)] for p in posteriors]
+    written = _pictures(given, images, [p.map.cpu() for p in posteriors], facts, out)
     if given.modes:
-        ways = _modes(given, model, chosen, posterior)
+        ways = _modes(given, model, chosen, posteriors[0])
         written.append(save_figure(ways.plot(), out / "modes.png", dpi=200, close=True))
-    clusters = posterior.to_frame()
-    clusters.insert(0, "name", [images.names[i] for i in clusters["image"]])
-    written.append(_write_csv(clusters, out / "clusters.csv"))
-    cost = {"forward": posterior.evaluations.forward, "backward": posterior.evaluations.backward}
+    written.append(_write_csv(_clusters(posteriors, images, model), out / "clusters.csv"))
+    cost = {way: sum(getattr(p.evaluations, way) for p in posteriors) for way in ("forward", "backward")}
     summary = {"model": model.name, "budget": given.budget, "evaluations_per_image": cost, "seed": given.seed}
-    return [*written, _write_json(summary | {"images": facts}, out / "explain.json")]
+    told = [one for of_image in zip(*facts, strict=True) for one in of_image]
+    return [*written, _write_json(summary | {"images": told}, out / "explain.json")]
 
 # %% ../../nbs/10_cli.ipynb #9fa1dc95
 _ATTACKS = {name.replace("_", "-"): attack for name, attack in ATTACKS.items()}

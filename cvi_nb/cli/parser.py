@@ -60,6 +60,16 @@ def _norm(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be 0, 1, 2 or inf, got {text!r}")
     return float(text.lower().removeprefix("l"))
 
+# %% ../../nbs/10_cli/01_parser.ipynb #a0d54293
+def _colour_scale(text: str) -> str | float:
+    """`picture`, `run`, or a limit in nats per pixel."""
+    if text in ("picture", "run"):
+        return text
+    try:
+        return _fraction(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be picture, run, or nats per pixel, got {text!r}") from None
+
 # %% ../../nbs/10_cli/01_parser.ipynb #f3d63540
 def _baseline(text: str) -> Any:
     """A named baseline, or a number in image space."""
@@ -112,17 +122,21 @@ def _add_explain(commands: Any) -> None:
     """`cvi explain`."""
     parser = _command(
         commands, "explain", "which clusters of an image a decision needs",
-        "Infer which clusters of each image the model's decision needs. Writes into DIR a picture per image (photo "
-        "and map, nats per\npixel: red is needed, blue speaks against), clusters.csv (area, probability of presence "
-        "and its interval for each cluster)\nand explain.json.",
+        "Infer which clusters of each image the model's decision needs. Writes into DIR a picture per image (the "
+        "photo as it was taken,\nand a map over it, nats per pixel: red is needed, blue speaks against), clusters.csv "
+        "(area, probability of presence and its\ninterval for each cluster) and explain.json.",
         "  cvi explain cat.jpg --model efficientnet_lite0 --out explained\n"
-        "  cvi explain *.png --model mnist_cnn --target 3 --modes --out why-not-3\n"
+        "  cvi explain *.png --model mnist_cnn --target 3 --target 8 --modes --out three-rather-than-eight\n"
         "  cvi explain photos --model efficientnet_lite0 --count 4 --budget 256 --out explained",
     )  # fmt: skip
     _add_images(parser)
     _add_model(parser)
-    target = "class to explain, by number or name (default: the model's own top class)"
-    parser.add_argument("--target", metavar="CLASS", help=target)
+    target = "class to explain, by number or name; again for another class (default: the model's own top class)"
+    parser.add_argument("--target", metavar="CLASS", action="append", help=target)
+    scale = "of the colours: picture (each its own), run (one for all), or a limit in nats per pixel (picture)"
+    parser.add_argument("--scale", type=_colour_scale, default="picture", metavar="WHAT", help=scale)
+    arrays = "also write each image's maps as NAME.npy: (classes, height, width), nats per pixel"
+    parser.add_argument("--npy", action="store_true", help=arrays)
     budget = "forward and backward evaluations per image (64)"
     parser.add_argument("--budget", type=_positive, default=64, metavar="N", help=budget)
     partitions = f"what the clusters are: {', '.join(CHOICES['partition'])} (mean_shift)"

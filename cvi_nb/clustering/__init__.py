@@ -6,10 +6,15 @@
 __all__ = []
 
 # %% ../../nbs/02_clustering.ipynb #906b4494
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .compiled import has_compiled
 from .filtering import FilterResult, mean_shift_filter
-from .points import MeanShift, PointClusters, estimate_bandwidth, mean_shift
 from .segmentation import Hierarchy, RegionGraph, hierarchy, region_graph, segment
+
+if TYPE_CHECKING:
+    from cvi_nb.clustering.points import MeanShift, PointClusters, estimate_bandwidth, mean_shift
 
 __all__ = [
     "FilterResult",
@@ -25,3 +30,10 @@ __all__ = [
     "region_graph",
     "segment",
 ]
+
+# %% ../../nbs/02_clustering.ipynb #aa6032c0
+def __getattr__(name: str) -> Any:
+    """What `points` holds is loaded when it is asked for: its scikit-learn takes longer to load than all else here."""
+    if name not in ("MeanShift", "PointClusters", "estimate_bandwidth", "mean_shift"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("cvi_nb.clustering.points"), name)

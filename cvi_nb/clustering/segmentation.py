@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from .filtering import Domain, climb, joint_domain
+from ..lazy import csgraph, sparse
 from ..validation import check_flag, check_integer, check_options, check_real
 
 _DOMAIN_OPTIONS = ("colour", "features", "feature_bandwidth", "mask")
@@ -27,8 +26,8 @@ __all__ = ['segment', 'RegionGraph', 'region_graph', 'Hierarchy', 'hierarchy']
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #df1c4cb8
 def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The connected component, int64, of each of `count` nodes under edges (a, b)."""
-    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)  # SciPy's are int32
+    graph = sparse.coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
+    return csgraph.connected_components(graph, directed=False)[1].astype(np.int64)  # SciPy's are int32
 
 # %% ../../nbs/02_clustering/05_segmentation.ipynb #4cb15a8e
 def _renumber(labels: np.ndarray) -> np.ndarray:

@@ -14,14 +14,13 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ..data import ImageSet
 from ..inference import BASELINES, Baseline
+from ..lazy import ndimage, pandas as pd
 from ..models import Evaluations, as_classifier, class_mask, probability
 from cvi_nb.validation import (
     check_batch_size,
@@ -50,7 +49,7 @@ def separable(images: Tensor, kernel: Tensor) -> Tensor:
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #1bd1baf6
 def rise_blur(images: Tensor) -> Tensor:
     """The blur of RISE's reference code: images (B, C, H, W) under its `gkern(11, 5)`, borders repeated."""
-    kernel = torch.from_numpy(gaussian_filter1d(np.eye(11)[5], 5))
+    kernel = torch.from_numpy(ndimage.gaussian_filter1d(np.eye(11)[5], 5))
     return separable(check_images(images), kernel.to(images)).clamp(0, 1)
 
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #792b3cad

@@ -10,10 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +19,7 @@ from tqdm.auto import tqdm
 from ..attack import ddn, pgd
 from ..data import ImageSet
 from .bench import image_rows, old_order, random_map
+from ..lazy import pandas as pd, pyplot as plt, seaborn as sns
 from ..models import Evaluations, as_classifier
 from ..plot import PAGE, style
 from ..statistics import bootstrap_mean, compare

@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import ImageSet
 from .bench import CONTROLS, METRICS, Bench, image_rows, random_map
 from ..inference import Baseline
+from ..lazy import pandas as pd, pyplot as plt, seaborn as sns
 from ..models import Evaluations, as_classifier
 from ..plot import COLOURS, PAGE, curves, style
 from ..statistics import bootstrap_mean, compare, holm

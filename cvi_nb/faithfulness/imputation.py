@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csc_matrix
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from .bench import Bench, Scores, metric
+from ..lazy import linalg, sparse
 from ..plot import curves
 from ..validation import check_images, check_real, check_seed, check_sequence
 
@@ -50,8 +49,8 @@ def _imputed(image: np.ndarray, gone: np.ndarray, ragged: np.ndarray) -> np.ndar
         values.append(np.full(len(columns[-1]), -weight))
     rows.append(np.arange(count))
     columns.append(np.arange(count))
-    matrix = csc_matrix((np.concatenate([*values, total]), (np.concatenate(rows), np.concatenate(columns))))
-    factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
+    matrix = sparse.csc_matrix((np.concatenate([*values, total]), (np.concatenate(rows), np.concatenate(columns))))
+    factors = linalg.splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
     result = image.copy()
     result[:, gone] = factors.solve(right).T + ragged[:, gone]
     return result

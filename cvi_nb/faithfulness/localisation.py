@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet
 from .bench import image_rows
+from ..lazy import pandas as pd
 from ..plot import show_images
 from ..validation import check_flag, check_integer, check_labels, check_maps, check_seed, listed
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .bench import Bench, Scores, metric
 from ..inference import Baseline
+from ..lazy import pandas as pd
 from ..models import probability
 from ..plot import curves
 from cvi_nb.validation import (

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
-import pandas as pd
-import seaborn as sns
 import torch
 from torch import Tensor, nn
 
 from ..data import ImageSet
 from .bench import Scores, edge_map, image_rows, old_order
+from ..lazy import pandas as pd, pyplot as plt, seaborn as sns
 from ..models import Classifier, Evaluations, as_classifier
 from ..plot import style
 from ..statistics import rank_correlation

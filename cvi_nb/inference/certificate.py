@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .noise import GaussianNoise
+from ..lazy import pandas as pd
 from ..models import Classifier, Evaluations, as_classifier
 from ..plot import heat_grid
 from ..statistics import clopper_pearson

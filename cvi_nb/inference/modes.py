@@ -10,18 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..clustering import mean_shift, region_graph
+from .. import clustering
+from ..clustering import region_graph
 from .densities import Chain, Products, Table, fit_chain, gibbs, tabulated
 from .exact import all_masks, log_prior
 from .game import Game, resolve_target
 from .perturbation import Baseline, Partitioner, Regions, accepts, make_baselines, partitions_of
 from .surrogate import Surrogate, doubt, draw_functions, fit_surrogate, informative_masks, spread
+from ..lazy import pyplot as plt
 from ..models import Evaluations, Evidence, as_classifier, get_evidence
 from ..plot import outlines, style
 from cvi_nb.validation import (
@@ -72,7 +73,7 @@ def stroke_partition(images: Tensor, clusters: int = 12) -> Tensor:
         if int((ink > 0).sum()) < clusters:
             raise ValueError(f"`images` must have ink in at least {clusters} pixels, got {int((ink > 0).sum())}.")
         for quarters in range(min(height, width), 1, -1):
-            basins = mean_shift(places, quarters / 4, weights=ink, seeds=places[ink > 0])
+            basins = clustering.mean_shift(places, quarters / 4, weights=ink, seeds=places[ink > 0])
             if len(basins.centres) >= clusters:
                 break
         else:
@@ -142,7 +143,7 @@ def merged(
 
     `bandwidth` is mean shift's, among θ; `draws` (n, R), uniform, serve to estimate the bounds under the surrogate.
     """
-    basins = mean_shift(log_odds.sigmoid(), bandwidth).labels
+    basins = clustering.mean_shift(log_odds.sigmoid(), bandwidth).labels
     centres = torch.stack([log_odds[basins == g].mean(0) for g in basins.unique()])
     free = []
     for one in centres:

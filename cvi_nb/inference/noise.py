@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .game import evaluate, resolve_target
 from .perturbation import Partitioner, Regions, accepts, partitions_of, refine
+from ..lazy import pandas as pd
 from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evidence, margin
 from ..plot import heat_grid
 from cvi_nb.validation import (

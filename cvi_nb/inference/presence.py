@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from cvi_nb.inference.estimate import (
 )
 from .game import Game, resolve_target
 from .perturbation import BASELINES, Regions, accepts, blurred, make_baselines, partitions_of, refine
+from ..lazy import pandas as pd
 from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evidence
 from ..plot import heat_grid
 from ..statistics import rank_correlation

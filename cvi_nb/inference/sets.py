@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from .game import Game
 from .modes import MixturePosterior
 from .perturbation import Regions
 from .surrogate import Surrogate
+from ..lazy import pandas as pd, pyplot as plt
 from ..models import Evaluations
 from ..plot import outlines
 from ..statistics import clopper_pearson

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize
 from torch import Tensor
 
 from .exact import all_masks
+from ..lazy import optimize
 
 # %% auto #0
 __all__ = ['walsh_hadamard', 'walsh_spectrum', 'Surrogate', 'fit_surrogate', 'spread', 'doubt', 'draw_functions',
@@ -149,7 +149,8 @@ def fit_surrogate(
 
     options = {"maxiter": steps, "ftol": 1e-6}
     box = [(-12.0, 2.5)] * len(at)
-    at = torch.as_tensor(minimize(objective, at.numpy(), jac=True, method="L-BFGS-B", bounds=box, options=options).x)
+    found = optimize.minimize(objective, at.numpy(), jac=True, method="L-BFGS-B", bounds=box, options=options)
+    at = torch.as_tensor(found.x)
     *_, factor, solution, variance = _likelihood(masks, centred, at[:-1], at[-1])
     rates, nugget = at[:-1].exp().expand(clusters).clone(), float(at[-1].exp()) + 1e-6
     return Surrogate(masks, y, solution * unit, rates, mean, float(variance.sqrt()) * unit, nugget, factor, link)

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
+
+from ..lazy import pandas as pd
 
 # %% auto #0
 __all__ = ['latex_escape', 'latex_macro', 'latex_number', 'latex_table']

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 
 from ..files import atomic_path
+from ..lazy import pandas as pd, pyplot as plt
 from .latex import latex_macro, latex_number, latex_table
 from .parameters import project_root
 

@@ -10,10 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
 from ..files import atomic_path
+from ..lazy import pyplot as plt
 from .theme import style
 
 # %% auto #0
@@ -27,7 +25,7 @@ METADATA: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/08_plot/05_files.ipynb #2c1141ae
-def save_figure(fig: Figure, path: str | os.PathLike[str], dpi: int = 300, close: bool = False) -> Path:
+def save_figure(fig: plt.Figure, path: str | os.PathLike[str], dpi: int = 300, close: bool = False) -> Path:
     """Write a figure as PDF, SVG or PNG: whole or not at all, and byte-identical if nothing changed.
 
     Parameters
@@ -50,7 +48,7 @@ def save_figure(fig: Figure, path: str | os.PathLike[str], dpi: int = 300, close
     TypeError, ValueError
         Not a figure; another suffix.
     """
-    if not isinstance(fig, Figure):
+    if not isinstance(fig, plt.Figure):
         raise TypeError(f"`fig` must be a matplotlib Figure, got {type(fig).__name__}")
     final = Path(path)
     if final.suffix.lower() not in METADATA:

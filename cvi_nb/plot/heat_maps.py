@@ -11,13 +11,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
+from ..lazy import collections, pyplot as plt, transforms
 from .images import as_pictures, panel_grid, write_head
 from .theme import PAGE, checked_array, style
 from ..validation import check_choice, check_flag, check_real, check_sequence
@@ -79,7 +75,7 @@ def beyond(maps: np.ndarray, limit: float) -> tuple[bool, bool]:
 
 # %% ../../nbs/08_plot/03_heat_maps.ipynb #dd805591
 def paint_colour_bar(
-    cax: Axes, limit: float, signed: bool, label: str, exceeded: tuple[bool, bool], numbers: bool = True
+    cax: plt.Axes, limit: float, signed: bool, label: str, exceeded: tuple[bool, bool], numbers: bool = True
 ) -> None:
     """Paint a vertical colour bar by the rule of the maps; arrowheads where values lie beyond the limit."""
     low = -limit if signed else 0.0
@@ -102,7 +98,7 @@ def paint_colour_bar(
     for beyond, end, marker in ((exceeded[1], 1.0, "^"), (exceeded[0], 0.0, "v")):
         if beyond:
             edge = blend(np.array([limit if end else low]), limit)[0]
-            shift = ScaledTranslation(0, (end - 0.5) / 14, cax.figure.dpi_scale_trans)
+            shift = transforms.ScaledTranslation(0, (end - 0.5) / 14, cax.figure.dpi_scale_trans)
             cax.plot(
                 0.5,
                 end,
@@ -136,7 +132,7 @@ def _runs(border: np.ndarray) -> np.ndarray:
     return np.stack([np.stack([x + 0.5, start - 0.5], -1), np.stack([x + 0.5, stop - 0.5], -1)], 1)
 
 # %% ../../nbs/08_plot/03_heat_maps.ipynb #6c16b5e5
-def outlines(partition: Any, ax: Axes, colour: str = "white", linewidth: float = 0.5) -> LineCollection:
+def outlines(partition: Any, ax: plt.Axes, colour: str = "white", linewidth: float = 0.5) -> collections.LineCollection:
     """Draw the borders between regions of a partition as lines, with a dark rim that shows on any ground.
 
     Parameters
@@ -154,8 +150,8 @@ def outlines(partition: Any, ax: Axes, colour: str = "white", linewidth: float =
     down = _runs(labels[:, 1:] != labels[:, :-1])  # borders between columns run down
     across = _runs((labels[1:] != labels[:-1]).T)[..., ::-1]
     segments = list(np.concatenate([down, across]))
-    lines = LineCollection(segments, colors=colour, linewidths=linewidth, capstyle="projecting")
-    rim = LineCollection(segments, colors="#202020", linewidths=2.2 * linewidth, capstyle="projecting")
+    lines = collections.LineCollection(segments, colors=colour, linewidths=linewidth, capstyle="projecting")
+    rim = collections.LineCollection(segments, colors="#202020", linewidths=2.2 * linewidth, capstyle="projecting")
     ax.add_collection(rim, autolim=False)
     ax.add_collection(lines, autolim=False)
     return lines
@@ -164,13 +160,13 @@ def outlines(partition: Any, ax: Axes, colour: str = "white", linewidth: float =
 def overlay(
     image: Any,
     heat: Any,
-    ax: Axes | None = None,
+    ax: plt.Axes | None = None,
     limit: float | None = None,
     unit: str = "nats per pixel",
     partition: Any = None,
     colour_bar: bool = True,
     title: str | None = None,
-) -> Axes:
+) -> plt.Axes:
     """Draw one heat map over one image, with its scale.
 
     Parameters
@@ -266,7 +262,9 @@ def _grid_row(
             )
 
 # %% ../../nbs/08_plot/03_heat_maps.ipynb #62f471d8
-def _bars(fig: Figure, axes: np.ndarray, stack: np.ndarray, limits: np.ndarray, label: str, shared: bool | str) -> None:
+def _bars(
+    fig: plt.Figure, axes: np.ndarray, stack: np.ndarray, limits: np.ndarray, label: str, shared: bool | str
+) -> None:
     """The colour bars at the right of a heat grid: one for all, or one per row."""
     width = fig.get_size_inches()[0]
     groups = [[i] for i in range(len(axes))] if shared == "row" else [list(range(len(axes)))]
@@ -300,7 +298,7 @@ def _draw_grid(
     over_image: bool,
     width: float,
     row_labels: Sequence[str] | None,
-) -> tuple[Figure, np.ndarray]:
+) -> tuple[plt.Figure, np.ndarray]:
     """The figure of a heat grid and its axes, laid out in inches."""
     n, h, w, _ = pictures.shape
     foot = 0.14 if shared is False else 0.0
@@ -346,7 +344,7 @@ def heat_grid(
     row_labels: Sequence[str] | None = None,
     partition: Any = None,
     width: float = PAGE,
-) -> Figure:
+) -> plt.Figure:
     """Compare heat maps: one row per photo, one column per method, with a labelled scale.
 
     Parameters

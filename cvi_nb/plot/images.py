@@ -9,11 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from ..lazy import pyplot as plt
 from .theme import PAGE, checked_array, style
 from ..validation import check_integer, check_real, check_sequence
 
@@ -42,7 +40,7 @@ def panel_grid(
     bottom: float = 0.02,
     gap: float = 0.05,
     row_gap: float = 0.05,
-) -> tuple[Figure, np.ndarray, float]:
+) -> tuple[plt.Figure, np.ndarray, float]:
     """A figure `width` inches wide with rows × columns panels of height/width `aspect`; margins and gaps in inches.
 
     Returns the figure, its axes (rows, columns) without frames, and the panels' width in inches.
@@ -60,7 +58,7 @@ def panel_grid(
     return fig, axes, panel
 
 # %% ../../nbs/08_plot/02_images.ipynb #67ea3e4e
-def write_head(ax: Axes, title: str, size: float) -> None:
+def write_head(ax: plt.Axes, title: str, size: float) -> None:
     """Write a title line by line, so that the base lines of neighbouring titles agree."""
     for k, line in enumerate(reversed(title.split("\n"))):
         ax.annotate(
@@ -75,7 +73,7 @@ def write_head(ax: Axes, title: str, size: float) -> None:
         )
 
 # %% ../../nbs/08_plot/02_images.ipynb #6b2b1095
-def show_images(images: Any, titles: Sequence[str] | None = None, columns: int = 8, width: float = PAGE) -> Figure:
+def show_images(images: Any, titles: Sequence[str] | None = None, columns: int = 8, width: float = PAGE) -> plt.Figure:
     """Draw images in a grid.
 
     Parameters

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.scale import get_scale_names
 
+from ..lazy import pyplot as plt, scale
 from .theme import COLOURS, COLUMN, DASHES, checked_array, style
 from ..validation import check_choice, check_flag, check_integer, check_mapping, check_real, check_sequence
 
@@ -48,7 +46,7 @@ def _spread(heights: list[float], step: float) -> list[float]:
     return [level + i * step for i, level in enumerate(levels)]
 
 # %% ../../nbs/08_plot/04_curves.ipynb #3de456d5
-def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], always: bool) -> bool:
+def _label_ends(ax: plt.Axes, ends: list[tuple[float, float, str, str]], always: bool) -> bool:
     """Write each curve's name at its right end, a line apart; unless `always`, False and nothing where they crowd."""
     ax.get_xlim(), ax.get_ylim()  # settles the limits, on which the transformation depends
     to_fraction = ax.transData + ax.transAxes.inverted()
@@ -74,7 +72,7 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]], always: boo
 
 # %% ../../nbs/08_plot/04_curves.ipynb #94be0684
 def _draw_curves(
-    ax: Axes, x: Any, series: Mapping[str, Any], colours: Mapping[str, str], markers: bool
+    ax: plt.Axes, x: Any, series: Mapping[str, Any], colours: Mapping[str, str], markers: bool
 ) -> list[tuple[float, float, str, str]]:
     """Draw each curve with its band; returns where they end: (x, y, name, colour)."""
     palette, ends = list(COLOURS.values()), []
@@ -95,13 +93,13 @@ def curves(
     series: Mapping[str, Any],
     xlabel: str,
     ylabel: str,
-    ax: Axes | None = None,
+    ax: plt.Axes | None = None,
     labels: str = "auto",
     xscale: str = "linear",
     ylim: tuple[float, float] | None = None,
     markers: bool = False,
     colours: Mapping[str, str] | None = None,
-) -> Axes:
+) -> plt.Axes:
     """Draw curves with interval bands.
 
     Parameters
@@ -123,7 +121,7 @@ def curves(
     if not isinstance(series, Mapping) or not series:
         raise TypeError(f"`series` must be a mapping of names to values, got {type(series).__name__}")
     check_choice(labels, "labels", ("auto", "direct", "legend", "none"))
-    check_choice(xscale, "xscale", get_scale_names())
+    check_choice(xscale, "xscale", scale.get_scale_names())
     markers, colours = check_flag(markers, "markers"), {} if colours is None else check_mapping(colours, "colours")
     limits = (
         [check_real(end, "ylim") for end in check_sequence(ylim, "ylim", "(low, high)", 2)]
@@ -145,7 +143,7 @@ def curves(
     return ax
 
 # %% ../../nbs/08_plot/04_curves.ipynb #467a3095
-def _draw_bars(ax: Axes, bars: Mapping[str, Any], highlight: Sequence[str], digits: int) -> None:
+def _draw_bars(ax: plt.Axes, bars: Mapping[str, Any], highlight: Sequence[str], digits: int) -> None:
     """Draw bars {name: (mean, low, high)} with whiskers, and each mean as a number at the right."""
     rows = np.arange(len(bars))
     mean, low, high = np.array(list(bars.values())).T
@@ -165,12 +163,12 @@ def _draw_bars(ax: Axes, bars: Mapping[str, Any], highlight: Sequence[str], digi
 def bars_with_intervals(
     values: Mapping[str, Any],
     xlabel: str,
-    ax: Axes | None = None,
+    ax: plt.Axes | None = None,
     highlight: Sequence[str] = (),
     reference: float | None = None,
     sort: bool = False,
     digits: int = 2,
-) -> Axes:
+) -> plt.Axes:
     """Draw horizontal bars with intervals and their values.
 
     Parameters

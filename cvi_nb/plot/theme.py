@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+
+from ..lazy import matplotlib, pyplot as plt
 
 # %% auto #0
 __all__ = ['COLUMN', 'PAGE', 'COLOURS', 'DASHES', 'STYLE', 'style', 'checked_array']
@@ -63,7 +63,7 @@ STYLE: dict[str, Any] = {
     "lines.markersize": 3,
     "axes.unicode_minus": True,
     "image.interpolation": "antialiased",
-    "axes.prop_cycle": plt.cycler(color=list(COLOURS.values())),
+    "axes.prop_cycle": f"cycler(color={list(COLOURS.values())})",
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.fonttype": "path",

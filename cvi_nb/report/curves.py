@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
+from ..lazy import pandas as pd, pyplot as plt
 from ..plot import COLOURS, curves, style
 from .blocks import Picture, Row
 from .numbers import NORM_LABELS, percent, radius
@@ -45,7 +43,7 @@ def _series(results: Mapping[str, RobustnessResult], norm: str) -> dict[str, np.
 _MODEL_COLOURS = ("blue", "vermilion", "green", "purple", "orange", "sky", "black", "grey")
 
 
-def curve_figure(results: Mapping[str, RobustnessResult], norm: str) -> Figure:
+def curve_figure(results: Mapping[str, RobustnessResult], norm: str) -> plt.Figure:
     """Accuracy in per cent against ε in "linf" or "l2", one curve per model."""
     distances = _series(results, norm)
     radii = getattr(next(iter(results.values())).threat, norm)

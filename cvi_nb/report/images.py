@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ..inference import CVI, infer_modes, stroke_partition
+from ..lazy import pandas as pd
 from ..models import Classifier
 from ..plot import heat_limit
 from .blocks import Block, Card, Picture, Prose, Section, Table

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import atomic_path
+from ..lazy import pandas as pd, pyplot as plt
 from .blocks import Block, Prose, Row, Section
 from .curves import curve_figure
 from .numbers import NORM_LABELS
@@ -87,7 +86,7 @@ class Report(Block):
         joined = pd.concat(frames, ignore_index=True)
         return joined[["model", "image", *(c for c in joined.columns if c not in ("model", "image"))]]
 
-    def plot(self, norm: str | None = None) -> Figure:
+    def plot(self, norm: str | None = None) -> plt.Figure:
         """Accuracy against ε of all models on one axis, in "linf" or "l2"; by default the first that was attacked."""
         known = [key for key in NORM_LABELS if all(len(getattr(r.threat, key)) for r in self.results.values())]
         if (norm is not None and norm not in known) or not known:

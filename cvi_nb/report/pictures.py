@@ -10,12 +10,11 @@ import io
 import re
 import warnings
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ..lazy import pyplot as plt
 from ..plot import as_pictures, blend, luminance, style
 from .blocks import Picture, Row
 
@@ -86,7 +85,7 @@ def scale_strip(label: str) -> Picture:
     return Picture(_rgb_uri(strip), f"Colour scale. {label}: {ends}.", f"{label}: {ends}", "scale")
 
 # %% ../../nbs/09_report/03_pictures.ipynb #0d3058b6
-def svg_uri(figure: Figure) -> str:
+def svg_uri(figure: plt.Figure) -> str:
     """A figure as SVG whose letters are those of the reader's own sans-serif font; the figure is closed."""
     buffer = io.StringIO()
     with style(svg_fonttype="none"), warnings.catch_warnings():

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from ..lazy import pandas as pd
 from .blocks import Block, Checks, Headline, Prose, Section, Table, spared
 from .curves import curve_at, curve_row
 from .images import Seen, image_sections, main_norm

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
 import torch
 from torch import Tensor
 
+from ..lazy import pandas as pd
 from ..statistics import bootstrap_mean, proportion
 from ..validation import check_integer, check_numbers, check_seed
 

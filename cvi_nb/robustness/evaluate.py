@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -34,6 +33,7 @@ from cvi_nb.attack import (
     square,
 )
 from ..inference import certify, infer_noise
+from ..lazy import pandas as pd
 from ..models import Classifier, as_classifier, margin
 from .checks import ask_all, input_range
 from .probe import Check, Effort, Finding, Probe

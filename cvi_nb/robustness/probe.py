@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ..attack import AttackResult
+from ..lazy import pandas as pd
 from ..models import as_classifier
 from cvi_nb.validation import (
     check_batch_size,

@@ -12,13 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import matplotlib.pyplot as plt
-import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..lazy import pandas as pd, pyplot as plt
 from ..models import Evaluations, margin
 from ..plot import PAGE, curves, style
 from .curves import accuracy_curve, mean_interval
@@ -155,7 +152,7 @@ class Frames:
     distances = cached_property(_distances)
 
 # %% ../../nbs/07_robustness/06_result.ipynb #235f80c8
-def _plot_curves(result: RobustnessResult, norm: str = "linf", ax: Axes | None = None) -> Axes:
+def _plot_curves(result: RobustnessResult, norm: str = "linf", ax: plt.Axes | None = None) -> plt.Axes:
     """Accuracy against the radius in `norm` ("linf" or "l2"; with the certificate, if there is one)."""
     shown = {"attacked": norm} | ({"certified (smoothed)": "certified l2"} if norm == "l2" else {})
     parts = {k: result.curves[result.curves["norm"] == v] for k, v in shown.items()}
@@ -183,7 +180,7 @@ def _draw_pair(result: RobustnessResult, i: int, key: str, column: Any) -> None:
         ax.set_axis_off()
 
 # %% ../../nbs/07_robustness/06_result.ipynb #be69a5ad
-def _plot(result: RobustnessResult, most: int = 4) -> Figure:
+def _plot(result: RobustnessResult, most: int = 4) -> plt.Figure:
     """Curves of both norms, and the least and most robust images with what fools the model."""
     keys = list(result.nearest)
     least = result.least_robust(most)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from torch import Tensor
 
+from ..lazy import pandas as pd
 from ..validation import check_integer, check_real
 
 # %% auto #0

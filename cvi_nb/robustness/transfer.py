@@ -9,14 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
-import pandas as pd
-import seaborn as sns
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..attack import AttackResult, fgsm
+from ..lazy import pandas as pd, pyplot as plt, seaborn as sns
 from ..models import Classifier, as_classifier
 from ..plot import COLUMN, style
 from .probe import as_precise, ordinary
@@ -68,7 +65,7 @@ class TransferMatrix:
         rows, columns = (pd.Index(self.names, name=name) for name in ("source", "victim"))
         return pd.DataFrame(self.accuracy.numpy(), index=rows, columns=columns)
 
-    def plot(self) -> Figure:
+    def plot(self) -> plt.Figure:
         """The matrix as a picture with its numbers."""
         with style(axes_grid=False):
             fig, ax = plt.subplots(figsize=(COLUMN, 0.85 * COLUMN))
