@@ -422,9 +422,10 @@ def explain_all(
     """Run named `methods` on `images` (B, C, H, W) for classes `target` (B,) and count their cost."""
     model, found = as_classifier(model), {}
     for name, method in tqdm(list(methods), desc="explaining", disable=not progress):
-        before, start = model.evaluations, time.perf_counter()
-        maps = method(model, images, target).detach()
-        spent, count = model.evaluations - before, len(images)
+        start, count = time.perf_counter(), len(images)
+        with model.counting() as tally:
+            maps = method(model, images, target).detach()
+        spent = tally.evaluations
         each = Evaluations(round(spent.forward / count), round(spent.backward / count))
         found[name] = Explained(maps, each, (time.perf_counter() - start) / count)
     return found

@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from cvi_nb.faithfulness import (
     metric,
     seed_agreement,
 )
-from cvi_nb.models import Classifier, Evaluations
+from cvi_nb.models import Classifier
 
 JUDGES = {
     "deletion": {"steps": 3}, "insertion": {"steps": 3}, "tile_degradation": {"tile": 7}, "sufficiency": {},
@@ -190,7 +191,7 @@ def test_a_new_metric_is_in_the_table_once_it_is_registered():
         def brightness(bench, maps, baseline="grey", power=1):
             filled = bench.fill(baseline)[1]
             value = (bench.images - filled).abs().flatten(1).mean(1) ** power
-            return Scores("brightness", value, "lower", Evaluations(0, 0))
+            return Scores("brightness", value, "lower")
 
         result = evaluate_faithfulness(network(), images, target, {"x": maps}, ("brightness", "sparseness"), power=2)
         rows = result.frame.query("method == 'x' and metric == 'brightness' and baseline == 'grey'")["value"]
@@ -207,7 +208,7 @@ def test_metrics_are_one_definition_each():
     assert list(METRICS) and all(m.better in ("higher", "lower") for m in METRICS.values())
     for judge in JUDGES:
         public = getattr(faithfulness, judge)
-        assert inspect.unwrap(public) is METRICS[NAMES.get(judge, judge)].judge
+        assert inspect.unwrap(public) is inspect.unwrap(METRICS[NAMES.get(judge, judge)].judge)
     images, target, maps = scene()
     bench, kept = Bench(network(), images, target), {}
     for name, entry in METRICS.items():
@@ -219,3 +220,15 @@ def test_metrics_are_one_definition_each():
     assert bench.fill("blur")[1] is bench.fill("blur")[1]
     frame = kept["deletion"].to_frame()
     np.testing.assert_allclose(frame["value"], kept["deletion"].area)
+
+
+def test_costs_are_those_of_a_call_whatever_other_threads_ask() -> None:
+    """A network shared by threads: each score says what its own call asked."""
+    images, target = torch.rand(4, 1, 12, 12), torch.zeros(4, dtype=torch.long)
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)))
+    maps, found = torch.rand(4, 12, 12), []
+    alone = faithfulness.deletion(model, images, target, maps, steps=6).evaluations
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(faithfulness.deletion, model, images, target, maps, steps=6) for _ in range(40)]
+        found = [job.result().evaluations for job in jobs]
+    assert set(found) == {alone} and alone.forward >= 4 * 6

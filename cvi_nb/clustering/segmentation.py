@@ -230,6 +230,8 @@ def region_graph(labels: Tensor, values: Tensor | None = None) -> RegionGraph:
     if not isinstance(values, Tensor) or values.ndim != 3 or values.shape[1:] != labels.shape:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"`values` must be a tensor of shape {('C', *labels.shape)}, got {got}")
+    if not bool(values.isfinite().all()):
+        raise ValueError("`values` must be finite, got NaN or infinite ones")
     partition = labels.cpu().numpy()
     valid = partition >= 0
     flat = values.detach()[:, torch.from_numpy(valid).to(values.device)].T.double().cpu().numpy()

@@ -9,7 +9,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -213,13 +213,13 @@ class Scores:
     better : str
         "higher" or "lower".
     evaluations : Evaluations
-        Spent on judging.
+        Spent on judging; `@metric` counts them.
     """
 
     metric: str
     value: Tensor
     better: str
-    evaluations: Evaluations
+    evaluations: Evaluations = field(default=Evaluations(), kw_only=True)
 
     @property
     def trace(self) -> tuple[Tensor, Tensor] | None:
@@ -281,6 +281,18 @@ METRICS: dict[str, Metric] = {}
 
 # %% ../../nbs/06_faithfulness/01_bench.ipynb #99b665ee
 R = TypeVar("R")
+
+
+def _counted(judge: Callable[..., R]) -> Callable[..., R]:
+    """`judge`, whose scores say what it asked of the network, and nothing that other threads asked meanwhile."""
+
+    @wraps(judge)
+    def counted(bench: Bench, *args: Any, **kwargs: Any) -> R:
+        with bench.classifier.counting() as spent:
+            scores: Any = judge(bench, *args, **kwargs)
+        return replace(scores, evaluations=spent.evaluations)
+
+    return counted
 
 
 def old_order(
@@ -359,12 +371,13 @@ def metric(name: str, better: str, **facts: Any) -> Callable[[Callable[..., R]],
         of_maps: Any = judge
         if facts.get("baseline") == "none":
             METRICS[name] = Metric(
-                lambda _, maps: Scores(name, of_maps(maps), better, Evaluations(0, 0)), better, **facts
+                lambda _, maps: Scores(name, of_maps(maps), better), better, **facts
             )
             return judge
-        METRICS[name] = Metric(judge, better, **facts)  # type: ignore[arg-type]
+        counted: Any = _counted(judge)
+        METRICS[name] = Metric(counted, better, **facts)
         return old_order(("model", "images", "maps", "target"), lambda args: len(args) > 2 and np.ndim(args[2]) > 2)(
-            _public(judge, METRICS[name])
+            _public(counted, METRICS[name])
         )
 
     return register

@@ -368,16 +368,17 @@ def evaluate_faithfulness(
     plan, bench = _plan(metrics, named), Bench(model, images, target, **shared)
     with under_names(baseline="baselines"):
         _ = [bench.fill(named[b]) for name, b in plan if not METRICS[name].baseline]
-    before, checked = bench.classifier.evaluations, _with_controls(maps, bench)
-    if not bench.read(lambda i, _: bench.images[i])[1].any():
-        warnings.warn(
-            f"the target is the top class of none of the {len(images)} images: the maps explain a decision "
-            "that the network does not take",
-            stacklevel=2,
-        )
     settings = [given[name] | ({} if METRICS[name].baseline else {"baseline": named[b]}) for name, b in plan]
-    frame, traces = _judged(bench, plan, settings, checked, rows, progress)
-    return FaithfulnessResult(_with_difference(frame), traces, bench.classifier.evaluations - before)
+    with bench.classifier.counting() as spent:
+        checked = _with_controls(maps, bench)
+        if not bench.read(lambda i, _: bench.images[i])[1].any():
+            warnings.warn(
+                f"the target is the top class of none of the {len(images)} images: the maps explain a decision "
+                "that the network does not take",
+                stacklevel=2,
+            )
+        frame, traces = _judged(bench, plan, settings, checked, rows, progress)
+    return FaithfulnessResult(_with_difference(frame), traces, spent.evaluations)
 
 # %% ../../nbs/06_faithfulness/09_evaluation.ipynb #ff530d59
 def quality_against_budget(
@@ -423,11 +424,11 @@ def quality_against_budget(
     made, spent = {}, {}
     for name, method in tqdm(methods.items(), desc="explaining", disable=not progress):
         for budget in budgets:
-            before = classifier.evaluations
-            made[f"{name}|{budget}"] = check_call(
-                method, f"methods[{name!r}]", "(model, images, target, budget)", classifier, tensors, target, budget
-            )
-            used = classifier.evaluations - before
+            with classifier.counting() as asked:
+                made[f"{name}|{budget}"] = check_call(
+                    method, f"methods[{name!r}]", "(model, images, target, budget)", classifier, tensors, target, budget
+                )
+            used = asked.evaluations
             spent[f"{name}|{budget}"] = (name, budget, used.forward / len(tensors), used.backward / len(tensors))
     frame = evaluate_faithfulness(classifier, images, target, made, progress=progress, **options).to_frame()
     for k, column in enumerate(("method", "budget", "forward", "backward")):

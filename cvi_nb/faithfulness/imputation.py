@@ -154,7 +154,7 @@ def road(
     TypeError, ValueError
         Arguments of another kind, shape or range.
     """
-    before, n = bench.classifier.evaluations, maps[0].numel()
+    n = maps[0].numel()
     fractions = [check_real(f, "fractions", above=0, below=1) for f in check_sequence(fractions, "fractions")]
     counts = [round(f * n) for f in fractions]
     if not counts or not all(0 < count < n for count in counts):
@@ -171,7 +171,6 @@ def road(
         "road",
         (lerf - morf).mean(1),
         "higher",
-        bench.classifier.evaluations - before,
         torch.tensor(fractions),
         morf,
         lerf,

@@ -62,7 +62,7 @@ class PixelCurve(Scores):
 
 # %% ../../nbs/06_faithfulness/02_removal.ipynb #f75273a6
 def _pixel_curve(bench: Bench, maps: Tensor, baseline: Baseline, steps: int, insert: bool) -> PixelCurve:
-    before, n = bench.classifier.evaluations, maps[0].numel()
+    n = maps[0].numel()
     steps = check_integer(steps, "steps", least=1, most=n)
     name, filled = bench.fill(baseline)
     counts = torch.arange(steps + 1) * n // steps
@@ -72,7 +72,6 @@ def _pixel_curve(bench: Bench, maps: Tensor, baseline: Baseline, steps: int, ins
         "insertion" if insert else "deletion",
         torch.trapezoid(curve, fraction),
         "higher" if insert else "lower",
-        bench.classifier.evaluations - before,
         name,
         fraction,
         curve,
@@ -205,7 +204,6 @@ def tile_degradation(
     UserWarning
         An image's probability falls by less than 0.001 when everything is removed: its score is NaN.
     """
-    before = bench.classifier.evaluations
     tile = check_integer(tile, "tile", least=1, most=max(maps.shape[1:]) - 1)
     ranks, n = _tile_ranks(bench, maps, tile)
     steps = n if steps is None else check_integer(steps, "steps", least=1, most=n)
@@ -218,5 +216,4 @@ def tile_degradation(
     scale = (top - bottom).where(top - bottom >= NO_SCALE, torch.nan)
     morf, lerf, fraction = (morf - bottom) / scale, (lerf - bottom) / scale, counts.to(morf) / n
     score = torch.trapezoid(lerf, fraction) - torch.trapezoid(morf, fraction)
-    spent = bench.classifier.evaluations - before
-    return TileDegradation("degradation", score, "higher", spent, name, fraction, morf, lerf, top[:, 0], bottom[:, 0])
+    return TileDegradation("degradation", score, "higher", name, fraction, morf, lerf, top[:, 0], bottom[:, 0])

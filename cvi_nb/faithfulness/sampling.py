@@ -108,7 +108,7 @@ _AREAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 def _regions(bench: Bench, maps: Tensor, areas: Sequence[float], baseline: Baseline, shown: bool) -> RegionCurve:
-    before, n, (name, filled) = bench.classifier.evaluations, maps[0].numel(), bench.fill(baseline)
+    n, (name, filled) = maps[0].numel(), bench.fill(baseline)
     areas = [check_real(a, "areas", above=0, below=1) for a in check_sequence(areas, "areas")]
     if not areas or areas != sorted(set(areas)):
         raise ValueError(f"`areas` must ascend within (0, 1), got {areas}")
@@ -124,7 +124,6 @@ def _regions(bench: Bench, maps: Tensor, areas: Sequence[float], baseline: Basel
         "sufficiency" if shown else "necessity",
         smallest,
         "lower",
-        bench.classifier.evaluations - before,
         name,
         area,
         p,
@@ -283,7 +282,7 @@ def infidelity(
     TypeError, ValueError
         Arguments of another kind, shape or range.
     """
-    before, draws = bench.classifier.evaluations, check_integer(draws, "draws", least=1, most=_MANY)
+    draws = check_integer(draws, "draws", least=1, most=_MANY)
     normalise = check_flag(normalise, "normalise")
     if maps.ndim == 4 and not callable(perturbation):
         raise ValueError("`maps` must have shape (B, H, W) for named perturbations: removal takes all channels")
@@ -298,7 +297,7 @@ def infidelity(
         power = promised.square().sum(1)
         factor = (promised * fall).sum(1) / power.where(power > 0, 1)
         promised = promised * factor[:, None]
-    return Scores("infidelity", (promised - fall).square().mean(1), "lower", bench.classifier.evaluations - before)
+    return Scores("infidelity", (promised - fall).square().mean(1), "lower")
 
 # %% ../../nbs/06_faithfulness/04_sampling.ipynb #34faa925
 @dataclass(frozen=True, eq=False, repr=False)
@@ -380,7 +379,7 @@ def sensitivity_n(
     Raises `TypeError` and `ValueError` as `deletion` does; warns where the correlation is undefined for an image and
     size: the map's sums, or the probability, do not vary.
     """
-    before, (h, w) = bench.classifier.evaluations, maps.shape[1:]
+    h, w = maps.shape[1:]
     side = check_integer(max(1, min(h, w) // 28) if tile is None else tile, "tile", least=1, most=min(h, w))
     draws, down, across = check_integer(draws, "draws", least=3, most=_MANY), -(-h // side), -(-w // side)
     fractions = [check_real(f, "fractions", above=0, below=1) for f in check_sequence(fractions, "fractions")]
@@ -400,7 +399,6 @@ def sensitivity_n(
         "sensitivity-n",
         correlation.nanmean(1),
         "higher",
-        bench.classifier.evaluations - before,
         torch.tensor(fractions),
         correlation,
     )

@@ -192,14 +192,16 @@ def _similarities(
     for name, explain in methods.items():
         check_callable(explain, f"methods[{name!r}]", "a callable (model, images, targets) -> maps")
     methods = dict(methods) if "edge" in methods else dict(methods) | {"edge": lambda _, x, __: edge_map(x)}
-    start, spent, frames, constant = model.evaluations, Evaluations(), [], 0
-    first = {name: _explained(f, model, images, target, f"methods[{name!r}]") for name, f in methods.items()}
-    spent += model.evaluations - start
+    frames, constant = [], 0
+    with model.counting() as spent:
+        first = {name: _explained(f, model, images, target, f"methods[{name!r}]") for name, f in methods.items()}
+    evaluations = spent.evaluations
     for change, depth, network, other in changes:
         network = as_classifier(network)
-        start = network.evaluations
         for name, explain in methods.items():
-            after = _explained(explain, network, images, other, f"methods[{name!r}]")
+            with network.counting() as spent:
+                after = _explained(explain, network, images, other, f"methods[{name!r}]")
+            evaluations += spent.evaluations
             similarity = rank_correlation(first[name], after)
             constant += int(similarity.isnan().sum())
             frames.append(
@@ -207,13 +209,12 @@ def _similarities(
                     rows | {"method": name, "change": change, "depth": depth, "similarity": similarity.numpy()}
                 )
             )
-        spent += network.evaluations - start
     if constant:
         warnings.warn(
             f"{constant} comparisons are undefined (NaN) because a map is constant; summaries leave them out",
             stacklevel=3,
         )
-    return SanityResult(pd.concat(frames, ignore_index=True), spent)
+    return SanityResult(pd.concat(frames, ignore_index=True), evaluations)
 
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #613d91ae
 def model_randomisation(
@@ -351,23 +352,25 @@ def max_sensitivity(
     )
     model, images, target, _ = _given(model, images, target)
     check_callable(explain, "explain", "a callable (model, images, targets) -> maps")
-    before, generator = model.evaluations, torch.Generator().manual_seed(check_seed(seed))
-    first = _explained(explain, model, images, target, "explain(…)").flatten(1)
-    length, worst = first.norm(dim=1), torch.zeros(len(images), device=first.device, dtype=first.dtype)
-    for _ in range(draws):
-        if perturb is None:
-            noise = radius * (2 * torch.rand(images.shape[1:], generator=generator) - 1)  # the same for every image
-            moved = (images + noise.to(images)).clamp(0, 1)
-        else:
-            moved = _moved(perturb, images, generator)
-        other = _explained(explain, model, moved, target, "explain(…)").flatten(1)
-        worst = torch.maximum(worst, (other - first).norm(dim=1))
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    with model.counting() as spent:
+        first = _explained(explain, model, images, target, "explain(…)").flatten(1)
+        length, worst = first.norm(dim=1), torch.zeros(len(images), device=first.device, dtype=first.dtype)
+        for _ in range(draws):
+            if perturb is None:
+                noise = radius * (2 * torch.rand(images.shape[1:], generator=generator) - 1)  # the same for every image
+                moved = (images + noise.to(images)).clamp(0, 1)
+            else:
+                moved = _moved(perturb, images, generator)
+            other = _explained(explain, model, moved, target, "explain(…)").flatten(1)
+            worst = torch.maximum(worst, (other - first).norm(dim=1))
     if (zero := length == 0).any():
         warnings.warn(
             f"the map(s) of image(s) {listed(zero)} are zero throughout: max-sensitivity is undefined (NaN)",
             stacklevel=3,
         )
-    return Scores("max-sensitivity", worst / length.masked_fill(zero, torch.nan), "lower", model.evaluations - before)
+    value = worst / length.masked_fill(zero, torch.nan)
+    return Scores("max-sensitivity", value, "lower", evaluations=spent.evaluations)
 
 # %% ../../nbs/06_faithfulness/07_sanity.ipynb #f6823482
 @old_order(*_EXPLAIN_FIRST)
@@ -383,8 +386,8 @@ def seed_agreement(
     seeds = [check_seed(seed, "seeds") for seed in check_sequence(seeds, "seeds", "a sequence of integers")]
     if len(set(seeds)) < 2:
         raise ValueError(f"`seeds` must be at least two different ones, got {tuple(seeds)}")
-    before = model.evaluations
-    maps = [_explained(explain, model, images, target, "explain(…)", seed=s) for s in seeds]
+    with model.counting() as spent:
+        maps = [_explained(explain, model, images, target, "explain(…)", seed=s) for s in seeds]
     pairs = [rank_correlation(a, b) for k, a in enumerate(maps) for b in maps[:k]]
     value = torch.stack(pairs).mean(0)
     if value.isnan().any():
@@ -392,4 +395,4 @@ def seed_agreement(
             f"map(s) {listed(value.isnan())} are constant for some seed: their agreement is undefined (NaN)",
             stacklevel=3,
         )
-    return Scores("seed agreement", value, "higher", model.evaluations - before)
+    return Scores("seed agreement", value, "higher", evaluations=spent.evaluations)

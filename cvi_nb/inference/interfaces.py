@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cvi import CVI
-from ..validation import check_images, check_numbers, check_target
+from ..validation import check_images, check_numbers, check_target, under_names
 
 # %% auto #0
 __all__ = ['quantus_explain']
@@ -81,4 +81,6 @@ def quantus_explain(model: Any, inputs: Any, targets: Any, **options: Any) -> np
     given = torch.as_tensor(check_numbers(inputs, "inputs"), dtype=torch.float32, device=device)
     images = check_images(given.clamp(0, 1), "inputs")
     classes = check_target(targets, len(images), name="targets").to(images.device)
-    return CVI(model, **options).infer(images, classes).map[:, None].cpu().numpy()
+    with under_names(target="targets", images="inputs"):
+        found = CVI(model, **options).infer(images, classes)
+    return found.map[:, None].cpu().numpy()

@@ -251,9 +251,9 @@ class _Costs:
     def stage(self, name: str, spare: bool = False) -> Iterator[None]:
         """A stage; one to `spare` may fail without an error."""
         self.bar.set_postfix_str(name)
-        before, start = self.model.evaluations, time.process_time()
+        start = time.process_time()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), self.model.counting() as tally:
                 warnings.simplefilter("ignore", ZeroGradientWarning)  # the checks say it
                 yield
         except Exception as error:
@@ -261,7 +261,7 @@ class _Costs:
                 raise
             self.skipped[name] = f"{type(error).__name__}: {error}"
             warnings.warn(f"{name} was left out: {self.skipped[name]}", RuntimeWarning, stacklevel=2)
-        spent = self.model.evaluations - before
+        spent = tally.evaluations
         seconds = time.process_time() - start
         self.rows.append({"stage": name, "forward": spent.forward, "backward": spent.backward, "seconds": seconds})
         self.bar.update()
