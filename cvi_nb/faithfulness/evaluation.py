@@ -355,10 +355,7 @@ def evaluate_faithfulness(
         Of `Bench` (batch_size, ties, seed; `seed` draws the random control, too) and of the metrics: `steps` of
         deletion and insertion, `tile` and `tile_steps` of degradation, `areas`, `fractions`, `draws`, …
 
-    Raises
-    ------
-    TypeError, ValueError
-        Arguments of another kind, shape or range.
+    Raises `TypeError` or `ValueError` for arguments of another kind, shape or range.
 
     Warns where the target is the top class of no image, a map is constant, or a value undefined (NaN).
     """

@@ -346,10 +346,8 @@ def max_sensitivity(
     Lower is better; NaN, with a warning, for an image whose map is zero throughout. Raises `TypeError` and `ValueError`
     for arguments of another kind, shape or range, and maps with NaN.
     """
-    radius, draws = (
-        check_real(radius, "radius", above=0, below=1),
-        check_integer(draws, "draws", least=1, most=1_000_000),
-    )
+    radius = check_real(radius, "radius", above=0, below=1)
+    draws = check_integer(draws, "draws", least=1, most=1_000_000)
     model, images, target, _ = _given(model, images, target)
     check_callable(explain, "explain", "a callable (model, images, targets) -> maps")
     generator = torch.Generator().manual_seed(check_seed(seed))
