@@ -540,7 +540,8 @@ def save_classifier(
     state = {k: v.detach().cpu().clone().contiguous() for k, v in classifier.model.state_dict().items()}
     state = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in state.items()}
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata={"cvi_nb": json.dumps(facts)})
+        # Not `save_file`, which writes beside `temporary` under a name of its own, left behind by a kill.
+        temporary.write_bytes(safetensors.torch.save(state, metadata={"cvi_nb": json.dumps(facts)}))
     return path
 
 # %% ../nbs/01_models.ipynb #459695c3
