@@ -19,6 +19,7 @@ def listed(name: str) -> list[str]:
 
 extras = {name: listed(f"{name}_") for name in ("data", "bench", "dev")}
 extras["paper"] = extras["data"] + listed("paper_")
+extras["cluster"] = extras["paper"] + listed("cluster_")
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 readme = here / "README.md"

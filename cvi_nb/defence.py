@@ -28,6 +28,7 @@ from cvi_nb.models import (
     Classifier,
     Evaluations,
     as_classifier,
+    choose_device,
     frozen,
     load_classifier,
     mnist_cnn,
@@ -305,26 +306,15 @@ class _Normalised(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images if self.mean is None else normalised(images, self.mean, self.std))
 
-# %% ../nbs/05_defence.ipynb #40ecc510
-def _moved(classifier: Classifier, device: Any) -> Classifier:
-    """`classifier` on `device`, if there is such a one."""
-    try:
-        return classifier.to(torch.device(device))
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        said = str(error).splitlines()[0]
-        raise kind(f"`device` must be one that PyTorch has on this machine, got {device!r} ({said})") from error
-
 # %% ../nbs/05_defence.ipynb #40ecc512
-def _check_places(device: Any, checkpoint: Any) -> None:
-    """Errors for a `device` or a `checkpoint` that is none."""
-    if device is not None:
-        _moved(as_classifier(nn.Linear(1, 2)), device)
+def _check_places(device: Any, checkpoint: Any) -> torch.device | None:
+    """Where to train, None for where the network is. Errors for a `device` or a `checkpoint` that is none."""
     if checkpoint is not None and (isinstance(checkpoint, bytes) or not isinstance(checkpoint, str | os.PathLike)):
         raise TypeError(f"`checkpoint` must be the path of a file or None, got {type(checkpoint).__name__}")
+    return None if device is None else choose_device(device)
 
 # %% ../nbs/05_defence.ipynb #40ecc517
-def _prepare(network: Any, device: Any) -> tuple[Classifier, list[nn.Parameter]]:
+def _prepare(network: Any, device: torch.device | None) -> tuple[Classifier, list[nn.Parameter]]:
     """A private copy as `Classifier` on `device`, and the weights that were thawed for training."""
     made = copy.deepcopy(network) if isinstance(network, nn.Module) else network
     if callable(network) and not isinstance(network, nn.Module):
@@ -335,7 +325,7 @@ def _prepare(network: Any, device: Any) -> tuple[Classifier, list[nn.Parameter]]
     weights = list(classifier.parameters())
     if not weights:
         raise ValueError("`network` must have weights to train, got none")
-    classifier = _moved(classifier, weights[0].device if device is None else device)
+    classifier = classifier.to(weights[0].device if device is None else device)
     thawed = [] if any(p.requires_grad for p in weights) else weights
     for weight in thawed:
         weight.requires_grad_(True)
@@ -516,7 +506,7 @@ def train(
         whole); or a function without arguments that makes a module, called under the seed
     images : (N, C, H, W) in [0, 1], of the network's dtype; normalisation belongs to a `Classifier`
     labels : (N,) classes, or (N, K) probabilities; objective : `plain()` unless given
-    device : where to train; by default where the network is
+    device : where to train, as in `choose_device`; by default where the network is
     validation : an `ImageSet`, or (images, labels), judged after each epoch
     checkpoint : a file, written after each epoch; if it is there, training continues from it
     progress : show a bar
@@ -532,7 +522,7 @@ def train(
         raise TypeError(f"`objective` must be an Objective such as plain(), got {type(objective).__name__}")
     chosen = TrainingOptions(**check_options(options, TrainingOptions, "train"))
     quiet = not check_flag(progress, "progress")
-    _check_places(device, checkpoint)
+    device = _check_places(device, checkpoint)
     with _own_randomness(chosen.seed, network, device):
         classifier, thawed = _prepare(network, device)
         images, labels = _check_data(classifier, images, labels)

@@ -43,7 +43,7 @@ from cvi_nb.validation import (
 __all__ = ['Evidence', 'EVIDENCES', 'EVIDENCE', 'HEADER', 'Source', 'SOURCES', 'Evaluations', 'class_mask', 'log_probability',
            'probability', 'logit', 'margin', 'f6', 'get_evidence', 'frozen', 'Tally', 'Counted', 'value_and_gradient',
            'Predictor', 'normalised', 'Classifier', 'as_classifier', 'fold_batch_norm', 'save_classifier',
-           'read_header', 'mnist_cnn', 'shipped_weights', 'load_classifier']
+           'read_header', 'mnist_cnn', 'shipped_weights', 'choose_device', 'device_name', 'load_classifier']
 
 # %% ../nbs/01_models.ipynb #2ea58b98
 @dataclass(frozen=True)
@@ -753,6 +753,31 @@ def _from_file(path: Path, architecture: str | nn.Module | None, seed: int) -> S
     facts = ("name", "size", "classes", "mean", "std")
     return network, known | {"name": path.stem} | {k: header[k] for k in facts if header.get(k) is not None}
 
+# %% ../nbs/01_models.ipynb #0848228d
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """A device that computes on this machine; "auto" is the first of CUDA, MPS and CPU that does.
+
+    Raises
+    ------
+    TypeError : `device` is no name
+    ValueError : this machine has no such device; says what PyTorch says
+    """
+    if isinstance(device, str) and device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        float(torch.ones(1, device=place) + 1)
+    except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
+        kind, said = TypeError if isinstance(error, TypeError) else ValueError, str(error).splitlines()[0]
+        raise kind(f"`device` must be auto or a device of this machine such as cpu, got {device!r} ({said})") from None
+    return place
+
+# %% ../nbs/01_models.ipynb #07252ad0
+def device_name(device: str | torch.device) -> str:
+    """What results call a device: the card's own name, else its kind in capitals, such as CPU."""
+    place = choose_device(device)
+    return torch.cuda.get_device_name(place) if place.type == "cuda" else place.type.upper()
+
 # %% ../nbs/01_models.ipynb #c04e3fa5
 @torch.inference_mode(False)
 def load_classifier(
@@ -779,7 +804,7 @@ def load_classifier(
     fold : fold batch norms into convolutions where possible (same logits, fewer operations)
     seed : of fresh weights, and of the digit network's training
     retrain : train "mnist_cnn" on this machine for seed 0, too, rather than take the weights of the package
-    device : where to put the weights
+    device : where to put the weights, as in `choose_device`
     **facts : override `mean`, `std`, `classes`, `size`, `channels_last`, `autocast` of the `Classifier`
 
     Raises
@@ -798,4 +823,4 @@ def load_classifier(
     known |= facts
     if known["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
-    return Classifier(network, **known).to(device)
+    return Classifier(network, **known).to(choose_device(device))

@@ -155,6 +155,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
 LEFT_OUT = {
     **dict.fromkeys(
         [
+            "models.choose_device",
+            "models.device_name",
             "models.load_classifier",
             "models.read_header",
             "models.save_classifier",
@@ -162,7 +164,7 @@ LEFT_OUT = {
             "defence.load_defended",
             "plot.save_figure",
         ],
-        "files: tests/test_models.py, test_data.py, test_plot.py",
+        "files and devices: tests/test_models.py, test_data.py, test_plot.py, test_device.py",
     ),
     **dict.fromkeys(
         [

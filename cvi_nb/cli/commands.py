@@ -42,7 +42,7 @@ from cvi_nb.data import (
 from ..defence import DEFENDED, load_defended
 from ..inference import CVI, infer_modes, stroke_partition
 from ..lazy import pandas as pd
-from ..models import Classifier, load_classifier
+from ..models import Classifier, choose_device, load_classifier
 from ..plot import heat_limit, outlines, save_figure, show_images, style
 from ..report import make_report
 
@@ -88,12 +88,9 @@ def _channels(model: Classifier) -> int:
 def _device(name: str) -> torch.device:
     """A device that computes here, or an error that says why not."""
     try:
-        device = torch.device(name)
-        float(torch.ones(1, device=device) + 1)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        told = str(error).splitlines()[0]
-        raise ValueError(f'--device must be a device of this machine such as "cpu", got {name!r}: {told}') from None
-    return device
+        return choose_device(name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error).replace("`device`", "--device")) from None
 
 # %% ../../nbs/10_cli.ipynb #abfd392d
 def _draw(images: ImageSet, count: int, seed: int) -> list[int]:

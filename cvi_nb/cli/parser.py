@@ -93,7 +93,7 @@ def _command(commands: Any, name: str, summary: str, text: str, examples: str) -
     form = argparse.RawDescriptionHelpFormatter
     parser = commands.add_parser(name, help=summary, formatter_class=form, **described)
     common = parser.add_argument_group("running")
-    common.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+    common.add_argument("--device", default="cpu", help="cpu, cuda, …, or auto: the fastest there is (default: cpu)")
     size = "images in the network at once; bounds the memory (32)"
     common.add_argument("--batch-size", type=_positive, default=32, metavar="N", help=size)
     common.add_argument("--seed", type=_seed, default=0, help="of every random draw (0)")

@@ -5,6 +5,7 @@
 # %% ../../nbs/11_paper/07_build.ipynb #6c48520f
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -17,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .execute import locked, run_notebook
+from .execute import run_notebook
 from .executed import is_current, store_executed
 from ..files import atomic_path
+from .outputs import locked
 from .parameters import project_root, settings_of
 from .jobs import ENDINGS, Job, build_dir, load_config, plan
 
@@ -90,7 +92,9 @@ def prune(out_dir: Path, jobs: Sequence[Job]) -> None:
                 path.unlink()
 
 # %% ../../nbs/11_paper/07_build.ipynb #8d1ab2e1
-_SNAKEMAKE = "--cores all --resources gpu=1 --rerun-incomplete --nolock --keep-going --quiet host reason"
+_SNAKEMAKE = "--cores all --rerun-incomplete --nolock --keep-going --quiet host reason"
+
+_ELSEWHERE = ("--executor", "--workflow-profile", "--profile")
 
 
 def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequence[str] = ()) -> None:
@@ -100,7 +104,8 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
     ----------
     profile : a configuration in ``paper/config``.
     target : "paper", or "figures" for everything but the PDF.
-    arguments : further arguments for Snakemake, such as ``("--executor", "slurm")``.
+    arguments : further arguments for Snakemake, such as ``("--workflow-profile", "paper/cluster/slurm")``. Without an
+        executor of theirs, one job at a time has the card.
 
     Raises
     ------
@@ -109,6 +114,8 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
     """
     root = project_root()
     jobs = plan(load_config(profile, root), profile, root)
+    elsewhere = any(argument.partition("=")[0] in _ELSEWHERE for argument in arguments)
+    cards = [] if elsewhere or "--resources" in arguments else ["--resources", "gpu=1"]
     with locked(root / "paper" / "build" / ".lock", wait=False) as lock:
         prune(root / build_dir(profile), jobs)
         os.set_inheritable(lock, True)  # Snakemake holds it as long as it lives
@@ -122,7 +129,7 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
             "--config",
             f"profile={profile}",
         ]
-        os.execv(sys.executable, [*command, *_SNAKEMAKE.split(), *arguments, "--", target])
+        os.execv(sys.executable, [*command, *_SNAKEMAKE.split(), *cards, *arguments, "--", target])
 
 # %% ../../nbs/11_paper/07_build.ipynb #68679472
 def render_readme(notebook: str | Path, output: str | Path) -> Path:
@@ -171,12 +178,28 @@ def _keep_executed(root: Path, profile: str, jobs: dict[str, Job], stamp: bool) 
         if stamp and not is_current(notebook):
             store_executed(notebook, notebook)
 
+# %% ../../nbs/11_paper/07_build.ipynb #9232598b
+def _alone(root: Path, notebook: Path, parameters: Sequence[Sequence[str]], out: str | None) -> None:
+    """Run one notebook with parameters as they were typed, and say where it lies."""
+
+    def meant(text: str) -> Any:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+    given = {name: meant(text) for name, text in parameters}
+    print(run_notebook(notebook, out or root / "paper" / "build" / "alone", given))
+
 # %% ../../nbs/11_paper/07_build.ipynb #01d7de2b
 def _command(given: Any) -> None:
     """What each command does."""
     root = project_root()
     if given.command == "readme":
         render_readme(root / "nbs" / "index.ipynb", given.output)
+        return
+    if given.command == "alone":
+        _alone(root, Path(given.notebook), given.parameter, given.out)
         return
     if given.command == "build":
         build_paper(given.profile, given.target, given.arguments)
@@ -198,7 +221,7 @@ def _command(given: Any) -> None:
 
 # %% ../../nbs/11_paper/07_build.ipynb #38cca227
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: ``build``, ``run``, ``preamble``, ``typeset``, ``executed`` and ``readme``."""
+    """Command line: ``build``, ``run``, ``alone``, ``preamble``, ``typeset``, ``executed`` and ``readme``."""
     parser = ArgumentParser(prog="python -m cvi_nb.paper", description="Build the paper from its notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="everything that is out of date")
@@ -206,6 +229,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build.add_argument("arguments", nargs="*", help="further arguments for Snakemake, after --")
     run = commands.add_parser("run", help="one job of a profile")
     run.add_argument("--job", required=True)
+    alone = commands.add_parser("alone", help="one notebook with other parameters")
+    alone.add_argument("notebook")
+    alone.add_argument("-p", dest="parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    alone.add_argument("--out", help="folder for its files (paper/build/alone)")
     preamble = commands.add_parser("preamble", help="numbers.tex of a profile")
     pdf = commands.add_parser("typeset", help="paper.pdf out of what is there")
     executed = commands.add_parser("executed", help="nbs/paper with the outputs of a profile")

@@ -12,22 +12,18 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .outputs import locked
 from .parameters import compare_parameters, notebook_parameters, project_root
 from .jobs import ENDINGS
 
-try:  # file locks of POSIX; on Windows two runs in one folder are not kept apart
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
 # %% auto #0
-__all__ = ['NotebookError', 'provenance', 'locked', 'run_notebook']
+__all__ = ['NotebookError', 'provenance', 'run_notebook']
 
 # %% ../../nbs/11_paper/05_execute.ipynb #120c992a
 class NotebookError(RuntimeError):
@@ -53,29 +49,15 @@ def provenance(root: str | Path) -> dict[str, Any]:
         "threads": int(os.environ.get("OMP_NUM_THREADS") or 0) or None,
     }
 
-# %% ../../nbs/11_paper/05_execute.ipynb #f5ab6b76
-@contextmanager
-def locked(path: Path, wait: bool) -> Iterator[int]:
-    """Hold an exclusive lock on a file, which ends with this process however it ends; yields the file's descriptor.
-
-    Raises `BlockingIOError`, which says whose lock it is, if another process has it and `wait` is False.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                if not wait:
-                    raise BlockingIOError(
-                        f"another run is at work here ({file.read().strip()}); wait for it or stop it"
-                    ) from None
-                fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        yield file.fileno()
+# %% ../../nbs/11_paper/05_execute.ipynb #42bf237b
+def _peak_mb() -> int | None:
+    """Most memory that an ended child of this process had, in MB; None on a system that does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit // 10**6
 
 # %% ../../nbs/11_paper/05_execute.ipynb #644911fc
 _NEVER_BEGAN = "Kernel died before replying to kernel_info"
@@ -98,7 +80,7 @@ def _begin(*arguments: Any, **options: Any) -> None:
 def _reason(error: Exception) -> str:
     """What a failed notebook says: papermill's message without its colours, or one line where an argument was wrong."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip() or type(error).__name__
-    wrong = re.findall(r"(?m)^ValueError: ((?:unknown parameter|`\w+` must be of type) .*)$", text)
+    wrong = re.findall(r"(?m)^(?:Value|Parameter)Error: ((?:unknown parameter|`\w+` must be of type) .*)$", text)
     if wrong:
         return wrong[-1]
     return text + (" (killed, or out of memory)" if text == "Kernel died" else "")
@@ -180,7 +162,10 @@ def run_notebook(
         executed.parent.mkdir()
         _execute(notebook, executed, given | {"out_dir": str(staging)}, out_dir / "failed" / f"{name}.ipynb", progress)
         record = provenance(project_root(notebook.parent)) | {"notebook": notebook.name, "parameters": given}
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(staging.glob(".runs/*.json"))]
+        record |= {"in_effect": runs[0]["parameters"], "device": runs[0]["parameters"].get("device")} if runs else {}
         record |= {
+            "peak_mb": _peak_mb(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(time.time() - started, 2),
         }

@@ -15,7 +15,7 @@ from typing import Any
 from .parameters import compare_parameters, notebook_parameters
 
 # %% auto #0
-__all__ = ['ENDINGS', 'KEYS', 'modules_of', 'Job', 'build_dir', 'load_config', 'plan']
+__all__ = ['ENDINGS', 'MACHINE', 'KEYS', 'modules_of', 'Job', 'build_dir', 'load_config', 'plan']
 
 # %% ../../nbs/11_paper/04_plan.ipynb #2b907ecf
 def _imports(source: str, relative_to: str = "") -> set[str]:
@@ -61,7 +61,8 @@ def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
 
 # %% ../../nbs/11_paper/04_plan.ipynb #2e7fac83
 ENDINGS = {"figures": ("pdf", "png"), "tables": ("tex", "csv"), "numbers": ("tex", "json"), "results": ("parquet",)}
-KEYS = ("notebook", "writes", "parameters", "needs", "shards", "threads", "memory_mb", "gpu")
+MACHINE = ("threads", "memory_mb", "gpu", "minutes")
+KEYS = ("notebook", "writes", "parameters", "needs", "shards", *MACHINE)
 
 # %% ../../nbs/11_paper/04_plan.ipynb #aba3dbd0
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Job:
     parameters : what it is given, besides ``out_dir``.
     reads : the files it depends on: notebook, modules, results of other jobs.
     writes : the files it must write, relative to ``out_dir``, without the executed notebook.
-    threads, memory_mb, gpu : what it takes of the machine.
+    threads, memory_mb, gpu, minutes : what it takes of the machine; a cluster ends a job that takes more.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Job:
     threads: int = 1
     memory_mb: int = 2000
     gpu: int = 0
+    minutes: int = 60
 
 # %% ../../nbs/11_paper/04_plan.ipynb #fec4f70b
 def build_dir(profile: str) -> str:
@@ -125,6 +127,9 @@ def _check_entry(entry: str, settings: Any, before: Mapping[str, Any]) -> None:
             )
     if missing := [name for name in settings.get("needs", []) if name not in before]:
         raise ValueError(f"`needs` of {entry} must be entries that come before it, got {', '.join(missing)}")
+    for key in set(MACHINE) & set(settings):
+        if type(settings[key]) is not int or settings[key] < (key != "gpu"):
+            raise ValueError(f"`{key}` of {entry} must be a whole number of its unit, got {settings[key]!r}")
     if settings.get("shards", 1) > 1 and set(settings["writes"]) != {"results"}:
         raise ValueError(
             f"`writes` of {entry} must be results only, since it has shards, got {', '.join(settings['writes'])}"
@@ -149,7 +154,7 @@ def _jobs_of(
         for path in job.writes
     ]
     modules = [path.relative_to(root).as_posix() for path in modules_of(root / notebook, root / "cvi_nb")]
-    machine = {key: settings[key] for key in ("threads", "memory_mb", "gpu") if key in settings}
+    machine = {key: settings[key] for key in MACHINE if key in settings}
     shards, jobs = settings.get("shards", 1), []
     for shard in range(shards):
         part = f".{shard}-of-{shards}" if shards > 1 else ""
@@ -180,7 +185,9 @@ def plan(config: Mapping[str, Any], profile: str, root: str | Path = ".") -> lis
         does not come before it, or writes a file that another one writes.
     """
     jobs: dict[str, list[Job]] = {}
-    for entry, settings in config.get("notebooks", {}).items():
+    usual = config.get("machine", {})  # what an entry takes that does not say otherwise
+    for entry, own in config.get("notebooks", {}).items():
+        settings = usual | own if isinstance(own, dict) else own
         _check_entry(entry, settings, jobs)
         jobs[entry] = _jobs_of(entry, settings, profile, Path(root), jobs)
     planned = [job for group in jobs.values() for job in group]

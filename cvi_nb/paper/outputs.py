@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,68 @@ from ..lazy import pandas as pd, pyplot as plt
 from .latex import latex_macro, latex_number, latex_table
 from .parameters import project_root
 
+try:  # file locks of POSIX; on Windows two runs in one folder are not kept apart
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
+
 # %% auto #0
-__all__ = ['check_shard', 'shard_range', 'write_figure', 'write_table', 'needing_pyarrow', 'write_numbers', 'Outputs',
-           'read_results']
+__all__ = ['locked', 'claim', 'check_shard', 'shard_range', 'write_figure', 'write_table', 'needing_pyarrow', 'write_numbers',
+           'Outputs', 'read_results']
+
+# %% ../../nbs/11_paper/03_outputs.ipynb #f5ab6b76
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[int]:
+    """Hold an exclusive lock on a file, which ends with this process however it ends; yields the file's descriptor.
+
+    Raises `BlockingIOError`, which says whose lock it is, if another process has it and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                if not wait:
+                    raise BlockingIOError(
+                        f"another run is at work here ({file.read().strip()}); wait for it or stop it"
+                    ) from None
+                told = f"another run is at work in {path.parent} ({file.read().strip()}): waiting for it"
+                warnings.warn(told, stacklevel=3)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield file.fileno()
+
+# %% ../../nbs/11_paper/03_outputs.ipynb #c3d409a3
+_CLAIMED: dict[Path, ExitStack] = {}  # by this process, for as long as it lives: a cell may run twice
+
+
+def claim(folder: Path, name: str, parameters: Mapping[str, Any]) -> None:
+    """Note in `folder` that this process writes the files of `name`, and with which parameters.
+
+    Warns where an earlier run left files of other parameters. Raises `BlockingIOError` while another process that has
+    claimed them lives.
+    """
+    path, wanted = folder / ".runs" / f"{name}.json", json.loads(json.dumps(dict(parameters), default=str))
+    if path not in _CLAIMED:
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(path.with_suffix(".lock"), wait=False))
+            except BlockingIOError as error:
+                told = f"`out_dir` must be a folder of this run alone, got {folder}, where {name} is written: {error}"
+                raise BlockingIOError(told) from None
+            _CLAIMED[path] = held.pop_all()
+    before = json.loads(path.read_text(encoding="utf-8"))["parameters"] if path.exists() else wanted
+    other = {key: before.get(key) for key in before | wanted if before.get(key) != wanted.get(key)}
+    if other:
+        warnings.warn(f"{folder} holds {name} of an earlier run with {other}: this one replaces it", stacklevel=3)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = {"parameters": wanted, "process": os.getpid(), "started": now}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 # %% ../../nbs/11_paper/03_outputs.ipynb #0b5639c9
 def check_shard(shard: int, shards: int) -> None:
@@ -90,14 +152,30 @@ class Outputs:
         touches the files of the paper.
     name : the notebook's name in macros and file names, an identifier: ``"faithfulness"`` gives ``\\faithfulnessGain``.
     shard, shards : which part of a scattered experiment this is; with several, only `results` may be written.
+    parameters : those in effect, noted beside the files; `device` among them is stated by all numbers and results.
+
+    Raises
+    ------
+    BlockingIOError : another process is writing under this name into this folder.
     """
 
-    def __init__(self, out_dir: str | Path, name: str, shard: int = 0, shards: int = 1) -> None:
+    def __init__(
+        self,
+        out_dir: str | Path,
+        name: str,
+        shard: int = 0,
+        shards: int = 1,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
         check_shard(shard, shards)
         latex_macro(name)
         self.name, self.shard, self.shards = name, shard, shards
         self.out_dir = Path(out_dir).resolve() if out_dir else project_root() / "paper" / "build" / "alone"
-        self._numbers: dict[str, tuple[Any, str]] = {}
+        given = {key: value for key, value in (parameters or {}).items() if key != "out_dir"}
+        self._about = {"device": given["device"]} if "device" in given else {}
+        self._numbers: dict[str, tuple[Any, str]] = {key: (value, "") for key, value in self._about.items()}
+        if parameters is not None:
+            claim(self.out_dir, name + (f".{shard}-of-{shards}" if shards > 1 else ""), given)
 
     def __repr__(self) -> str:
         part = f", shard {self.shard} of {self.shards}" if self.shards > 1 else ""
@@ -129,9 +207,10 @@ class Outputs:
 
     def results(self, frame: pd.DataFrame, name: str) -> Path:
         """Write per-unit results as ``results/NAME.parquet`` (a shard: ``NAME.0-of-2.parquet``); returns the path."""
-        path = self.path("results", name, "parquet")
+        path, stated = self.path("results", name, "parquet"), frame.copy(deep=False)
+        stated.attrs |= self._about
         with atomic_path(path) as temporary, needing_pyarrow():
-            frame.to_parquet(temporary, index=False)
+            stated.to_parquet(temporary, index=False)
         return path
 
 # %% ../../nbs/11_paper/03_outputs.ipynb #94cdec2c

@@ -17,7 +17,7 @@ from types import EllipsisType
 from typing import Any
 
 # %% auto #0
-__all__ = ['settings_of', 'project_root', 'compare_parameters', 'check_parameters', 'notebook_parameters']
+__all__ = ['settings_of', 'project_root', 'compare_parameters', 'ParameterError', 'check_parameters', 'notebook_parameters']
 
 # %% ../../nbs/11_paper/01_parameters.ipynb #cb747433
 def settings_of(folder: str | Path) -> dict[str, str]:
@@ -104,6 +104,13 @@ def compare_parameters(given: Mapping[str, Any], defaults: Mapping[str, Any], no
                 f"got {value!r} of type {type(value).__name__}{hint}"
             )
 
+# %% ../../nbs/11_paper/01_parameters.ipynb #359159de
+class ParameterError(ValueError):
+    """A parameter that a notebook does not have, or of a wrong type; a kernel shows it as one line."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks of an exception that shows itself
+        return [f"{type(self).__name__}: {self}"]
+
 # %% ../../nbs/11_paper/01_parameters.ipynb #c27cc9cf
 def check_parameters() -> dict[str, Any]:
     """Refuse parameters that this notebook does not have; to be called in the cell after the one tagged ``parameters``.
@@ -114,7 +121,8 @@ def check_parameters() -> dict[str, Any]:
 
     Raises
     ------
-    ValueError : papermill was given a name that is not assigned in the ``parameters`` cell, or a value of another type.
+    ParameterError : papermill was given a name that is not assigned in the ``parameters`` cell, or a value of another
+        type.
     RuntimeError : called outside a notebook.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -125,7 +133,10 @@ def check_parameters() -> dict[str, Any]:
     cells = list(shell.user_ns.get("In", [""]))[:-1]  # the last one is the cell that calls this
     injected = next((i for i in range(len(cells) - 1, 0, -1) if cells[i].startswith("# Parameters\n")), None)
     defaults = _assigned(cells[-1] if injected is None else cells[injected - 1]) if cells else {}
-    compare_parameters({} if injected is None else _assigned(cells[injected]), defaults)
+    try:
+        compare_parameters({} if injected is None else _assigned(cells[injected]), defaults)
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
     return {name: shell.user_ns[name] for name in defaults}
 
 # %% ../../nbs/11_paper/01_parameters.ipynb #6b674bd4
