@@ -282,7 +282,7 @@ class AttackResult(Measured):
         heads = [str(classes[k] if classes else k) for k in self.labels[shown].tolist()]
         ends = [str(classes[k] if classes else k) for k in self.predicted[shown].tolist()]
         ends = [end if ok else "failed" for end, ok in zip(ends, self.success[shown].tolist(), strict=True)]
-        titles = [*heads, *(f"±{float(s):.2g}" for s in scale.flatten()), *ends]
+        titles = [*heads, *(f"±{s:.2g}" if s > 1e-12 else "unchanged" for s in scale.flatten().tolist()), *ends]
         return show_images(torch.cat([original, 0.5 + 0.5 * delta / scale, fooled]), titles, columns=len(original))
 
 # %% ../../nbs/04_attack/03_run.ipynb #d6f40feb

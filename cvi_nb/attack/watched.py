@@ -64,9 +64,9 @@ def show_search(
         other = torch.cat([model(part).argmax(1) != label for part in points.split(256)]).view(cells, cells).cpu()
     ax = ax or plt.subplots(figsize=(4, 2.8), dpi=72, layout="constrained")[1]
     ax.contourf(x, y, other.float(), levels=[-0.5, 0.5, 1.5], colors=["white", "#f3d9c9"])
-    ax.plot(*way.T, color="0.6", linewidth=0.6)
-    ax.scatter(*way.T, c=range(len(way)), s=9, cmap="viridis", zorder=3)
+    ax.plot(way[:, 0], way[:, 1], color="0.6", linewidth=0.6)
+    ax.scatter(way[:, 0], way[:, 1], c=range(len(way)), s=9, cmap="viridis", zorder=3)
     ax.plot(0, 0, "ko", markersize=7, zorder=2)
-    ax.plot(*goal, "k*", markersize=11, zorder=2)
+    ax.plot(goal[0], goal[1], "k*", markersize=11, zorder=2)
     ax.set(xlabel="towards the end (L2)", ylabel="across (L2)", title=f"{result.name}: {len(way)} questions")
     return ax
