@@ -281,8 +281,32 @@ def test_one_version_everywhere() -> None:
 
 def test_the_examples_of_contributing_run() -> None:
     """An attack, a metric, an evidence and a family, each in its two places, as CONTRIBUTING shows them."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add an attack")
     blocks = re.findall(r"(?s)```python\n(.*?)```", text)
     assert len(blocks) == 4
     answer = run(sys.executable, "-W", "error::DeprecationWarning:cvi_nb", "-c", "\n".join(blocks), cwd=ROOT)
     assert answer.returncode == 0, answer.stderr[-2000:]
+
+
+def test_the_figure_of_contributing_is_drawn(tmp_path: Path) -> None:
+    """A figure of the paper in its three places: notebook, entry, text."""
+    nbformat, yaml = pytest.importorskip("nbformat"), pytest.importorskip("yaml")
+    from cvi_nb.paper import plan, run_notebook
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add an attack")[0]
+    (parameters, code), (entry,), (latex,) = (
+        re.findall(rf"(?s)```{kind}\n(.*?)```", text) for kind in ("python", "yaml", "latex")
+    )
+    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook = tmp_path / "nbs" / "paper" / "12_ink.ipynb"
+    notebook.parent.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell(code)]), notebook)
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    (tmp_path / "cvi_nb").symlink_to(PACKAGE)
+    (job,) = plan(yaml.safe_load("notebooks:\n" + entry), "quick", tmp_path)
+    run_notebook(notebook, tmp_path / "out", {"digits": 30}, writes=job.writes, progress=False)
+    for name in re.findall(r"\\includegraphics.*?\{(.*?)\}", latex):
+        assert (tmp_path / "out" / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    macros = (tmp_path / "out" / "numbers" / "ink.tex").read_text()
+    assert "{\\inkDigits}{30}" in macros
+    assert set(re.findall(r"\\ink\w+", latex)) <= set(re.findall(r"\\ink\w+", macros))
