@@ -103,6 +103,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "inference.infer_presence": {"budget": 16},
     "inference.bernoulli_kl": {"log_odds": torch.zeros(3), "prior_log_odds": 0.5},
     "inference.paint": {"values": torch.rand(2, 9), "labels": values()["partition"][0]},
+    "inference.merged_regions": {"labels": values()["partition"][0], "evidence": torch.rand(12, 12)},
     "inference.collect": {"labels": values()["partition"][0]},
     "models.get_evidence": {"evidence": "margin"},
     "defence.doubleback": {"lam": 1.0},
@@ -180,6 +181,8 @@ LEFT_OUT = {
     **dict.fromkeys(
         [
             "attack.boundary_step",
+            "inference.field_posterior",
+            "inference.critical_regions",
             "attack.show_search",
             "attack.steepest",
             "attack.per_sample",

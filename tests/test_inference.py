@@ -431,7 +431,8 @@ def test_evaluations_are_within_the_budget_and_equal_to_the_counter(options, tar
     spent = CVI(model, **({"partition": "grid", "batch_size": 8} | options)).infer(photo(2), target).evaluations
     assert sum(calls) == 2 * spent.forward and model.evaluations == Evaluations(2 * spent.forward, 2 * spent.backward)
     assert spent.forward == budget and max(calls) <= 8
-    kept_for_bound = max(2, (budget - (target is None)) // 16)
+    from_draws = "steps" not in options  # which bound log Z themselves
+    kept_for_bound = 0 if from_draws else max(2, (budget - (target is None)) // 16)
     expected = 0 if options.get("estimator") else budget - kept_for_bound - (target is None)
     assert spent.backward == expected
 
@@ -911,19 +912,13 @@ def test_error_of_the_gradient_estimator_falls_as_one_over_root_n_or_faster():
         assert all(float(coarse / fine) > 1.5 for coarse, fine in itertools.pairwise(rms)), (kind, rms)
 
 
-def test_a_third_of_the_coarse_draws_each_and_other_baselines_for_one_kind():
+def test_a_third_of_the_draws_is_fine_and_half_of_the_coarse_ones_hard():
     plan = schedule(24, 2, 0.5, 3)
     assert sum(n for n, which, _ in plan if which >= 0) == 12
-    coarse = [(which, turn) for _, which, turn in plan if which < 0]
-    assert coarse == [(-1, 0), (-2, 0), (-3, 1), (-1, 0), (-2, 0), (-3, 2)]
+    assert [(which, turn) for _, which, turn in plan if which < 0] == [(-1, 0), (-2, 0)] * 3
     assert {turn for _, _, turn in schedule(60, 3, 1.0, 1)} == {0}
-    x, spy = photo(1), []
-    net = network()
-    CVI(lambda z: spy.append(z.detach()) or net(z), partition="grid", budget=64, evidence="logit").infer(x, 1)
-    shown = torch.cat(spy)[:60]
-    flat = (shown == 0.5).flatten(1).double().mean(1) > 0.05  # plain grey somewhere: hard gates over grey
-    third = torch.arange(60) // 2 % 3 == 2
-    assert not bool(flat[~third].any()) and int(flat.sum()) >= 15
+    default = schedule(60, 3, 2 / 3, 1)
+    assert [sum(n for n, which, _ in default if which == k) for k in (-2, -1)] == [20, 20]
 
 
 def test_large_images_are_clustered_at_reduced_size():
@@ -1124,7 +1119,7 @@ def test_threads_that_share_a_model_count_their_own_evaluations():
         found = list(pool.map(lambda _: cvi.infer(x, 1), range(8)))
     for one in found:
         assert torch.equal(one.criticality, expected.criticality)
-        assert one.evaluations == expected.evaluations == Evaluations(32, 30)
+        assert one.evaluations == expected.evaluations == Evaluations(32, 32)
 
 
 def test_nothing_of_the_caller_is_changed():

@@ -13,10 +13,12 @@ from cvi_nb.inference.perturbation import (
 from .game import Game, resolve_target
 from .draws import Draws, Recipe, coarse_masks, draw_masks
 from .estimate import bernoulli_kl
+from .field import Field, FieldPosterior, Shares, field_posterior
 
 __all__ = [
-    "BASELINES", "PARTITIONS", "Baseline", "Draws", "Game", "Partitioner", "Recipe", "Regions",
-    "bernoulli_kl", "blurred", "coarse_masks", "collect", "draw_masks", "grid_partition", "make_baselines",
+    "BASELINES", "PARTITIONS", "Baseline", "Draws", "Field", "FieldPosterior", "Game", "Partitioner", "Recipe",
+    "Regions", "Shares", "bernoulli_kl", "blurred", "coarse_masks", "collect", "draw_masks", "field_posterior",
+    "grid_partition", "make_baselines",
     "mean_shift_partition", "paint", "partitions_of", "refine", "register", "resolve_target", "shifted_masks",
 ]
 
@@ -27,11 +29,13 @@ from .modes import Marginals, MixturePosterior, Mode, ModesOptions, infer_modes,
 from .noise import GaussianNoise, NoiseOptions, NoisePosterior, infer_noise
 from .certificate import Certificate, Ellipsoid, certify, smoothed_votes
 from .sets import ClusterSet, necessary_set, sufficient_set
+from .critical import CriticalRegions, critical_regions, merged_regions
 from .cvi import CVI, FAMILIES
 from .interfaces import quantus_explain
 
 __all__ += [
-    "CVI", "FAMILIES", "Certificate", "ClusterSet", "Ellipsoid", "ExactPosterior", "GaussianNoise",
+    "CVI", "FAMILIES", "Certificate", "ClusterSet", "CriticalRegions", "critical_regions", "merged_regions",
+    "Ellipsoid", "ExactPosterior", "GaussianNoise",
     "Marginals", "MixturePosterior", "Mode", "ModesOptions", "NoiseOptions", "NoisePosterior", "Posterior",
     "PresenceOptions", "all_masks", "certify", "enumerate_evidence", "exact_posterior", "infer_modes",
     "infer_noise", "infer_presence", "necessary_set", "presence_steps", "quantus_explain", "smoothed_votes",

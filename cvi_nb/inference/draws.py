@@ -89,7 +89,7 @@ class Coarse(NamedTuple):
     others: bool
 
 
-COARSE = (Coarse(1.0, 7, False), Coarse(0.0, 7, False), Coarse(0.0, 10, True))
+COARSE = (Coarse(1.0, 7, False), Coarse(0.0, 7, False))
 
 # %% ../../nbs/03_inference/03_draws.ipynb #db48487c
 def schedule(draws: int, partitions: int, coarse: float, baselines: int) -> list[tuple[int, int, int]]:

@@ -21,12 +21,14 @@ from cvi_nb.inference.estimate import (
     RunningMean,
     averaged,
     bernoulli_kl,
-    combined_map,
+    cluster_map,
     covariance_terms,
+    evidence_bound,
     free_energy,
     natural_step,
     weighted,
 )
+from .field import Field, FieldPosterior, Shares, field_posterior
 from .game import Game, resolve_target
 from .perturbation import BASELINES, Regions, accepts, blurred, make_baselines, partitions_of, refine
 from ..lazy import pandas as pd
@@ -44,6 +46,7 @@ from cvi_nb.validation import (
     check_real,
     check_seed,
     check_sequence,
+    check_tensor,
     warn_vanished,
 )
 
@@ -139,13 +142,13 @@ class PresenceOptions:
 # %% ../../nbs/03_inference/05_presence.ipynb #4bfa4a4f
 @dataclass(frozen=True)
 class Setting:
-    """Options after those left open have been decided; `smoothing` and `feather` in pixels, 0 for the clusters."""
+    """Options after those left open have been decided; `shares` of the evidence field, None for a flat prior."""
 
     recipe: Recipe
     prior: float  # ½ where the density is averaged
     temperature: float
-    smoothing: tuple[float, ...]
-    feather: float
+    shares: Shares | None
+    feather: float  # of the clusters, in pixels
     gradient: bool
     balanced: bool  # importance weights
     exact: bool  # hard gates of one partition's clusters alone
@@ -155,22 +158,36 @@ class Setting:
         """η⁰."""
         return math.log(self.prior / (1 - self.prior))
 
+# %% ../../nbs/03_inference/05_presence.ipynb #7ce247a7
+_SHARES = Shares(clusters=0.6, feather=6.0, widths=(24.0,), gaussians=(0.4,), noise=10.0)
+_COARSE = 2 / 3  # of the draws; the rest are fine
+
+
+def _shares(smoothing: Sequence[float], feather: float, side: float) -> Shares | None:
+    """Shares of a field of which `smoothing` are the scales, in pixels, 0 for the clusters; None for these alone."""
+    widths = tuple(width for width in smoothing if width)
+    if not widths:
+        return None
+    clusters = _SHARES.clusters * (0 in smoothing)
+    return Shares(clusters, feather, widths, ((1 - clusters) / len(widths),) * len(widths), _SHARES.noise)
+
 # %% ../../nbs/03_inference/05_presence.ipynb #d22fabeb
-_SMOOTHING = (0.0, 2.0, 24.0)  # pixels of a 224-pixel image; 0 for the clusters themselves
-
-
 def settle(options: PresenceOptions, partitions: Tensor) -> Setting:
     """What `options` mean for images cut into `partitions` (P, B, H, W)."""
     named, gradient, side = options.named, options.estimator == "gradient", min(partitions.shape[-2:]) / 224
-    coarse = options.coarse if options.coarse is not None else 1.0 * named
-    scales = tuple(width * side for width in _SMOOTHING) if named and gradient else (0.0,)
+    coarse = options.coarse if options.coarse is not None else _COARSE * named
+    feather = options.feather if options.feather is not None else _SHARES.feather * side * named
+    if options.smoothing is not None:
+        shares = _shares(options.smoothing, feather, side)
+    else:
+        shares = replace(_SHARES.scaled(side), feather=feather) if named and gradient else None
     averaged_over = options.prior == "uniform"
     return Setting(
         Recipe(coarse, options.relaxation if gradient else 0.0, averaged_over, options.variance_reduction),
         prior=0.5 if isinstance(options.prior, str) else options.prior,
         temperature=options.temperature,
-        smoothing=scales if options.smoothing is None else tuple(options.smoothing),
-        feather=options.feather if options.feather is not None else 6 * side * named,
+        shares=shares,
+        feather=feather,
         gradient=gradient,
         balanced=gradient and options.weighting == "importance",
         exact=coarse == 0 and len(partitions) == 1,
@@ -200,9 +217,11 @@ def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Settin
 class State:
     """What is known of one image after some steps.
 
-    log_odds, variance : [(R_p,)], η of each partition; slopes : (H, W), nats per pixel; map : (H, W), criticality
+    log_odds, variance : [(R_p,)], η of each partition; slopes : (H, W), nats per pixel
+    map : (H, W), criticality, the mean of `field` unless the prior is flat on the clusters
     agreement : Spearman correlation of the map with the one before; trace : bounds of the q that steps drew from
-    bound, bound_error : F(q), NaN before the last step; forward, backward : evaluations, without the target's
+    forward, backward : evaluations without the target's; bound, bound_error, bound_interval () () (2,) : nats, NaN
+    before the last step
     """
 
     log_odds: Sequence[Tensor]
@@ -212,35 +231,64 @@ class State:
     agreement: Tensor
     bound: Tensor
     bound_error: Tensor
+    bound_interval: Tensor
     trace: tuple[Tensor, ...] = ()
+    field: FieldPosterior | None = None
     forward: int = 0
     backward: int = 0
 
 # %% ../../nbs/03_inference/05_presence.ipynb #77bff004
+_WIDENED = 2.1  # slopes of one draw are correlated over short distances: of 90 % coverage on development photographs
+
+
 def stepped(
     state: State, origin: Sequence[Tensor], heard: Heard, regions: Sequence[Regions], setting: Setting, rate: float
 ) -> State:
     """`state` after one natural-gradient step at `rate` ρ from what draws around the marginals `origin` told."""
-    weights, slopes = weighted(heard, setting.temperature, setting.balanced, max(setting.smoothing))
+    widest = max(setting.shares.widths) if setting.shares else 0.0
+    weights, slopes = weighted(heard, setting.temperature, setting.balanced, widest)
     moved = [
         natural_step(old, spread, averaged(terms, weights), setting.prior_log_odds, setting.temperature, rate)
         for old, spread, terms in zip(state.log_odds, state.variance, heard.terms, strict=True)
     ]
-    log_odds, variance = zip(*moved, strict=True)
+    log_odds, variance = map(list, zip(*moved, strict=True))
     slopes = (1 - rate) * state.slopes + (0 if slopes is None else rate * slopes)
+    if setting.shares is None:
+        found, mean = None, cluster_map(log_odds, regions, setting.prior_log_odds, setting.feather)
+    else:
+        labels = torch.stack([one.partition for one in regions])
+        scatter = _WIDENED * float(torch.stack([one.sum() for one in variance]).mean()) / labels[0].numel()
+        place = Field(labels, setting.shares, max(1, min(labels.shape[1:]) // 112))
+        found = field_posterior(place, slopes, scatter)
+        mean = found.mean
+        log_odds = [setting.prior_log_odds + one.sum(mean[None])[0] for one in regions]
     bound, _ = free_energy(heard.values, origin, setting.prior_log_odds, setting.temperature)
     return replace(
         state,
         log_odds=log_odds,
         variance=variance,
         slopes=slopes,
-        map=combined_map(slopes, log_odds, regions, setting.prior_log_odds, setting.smoothing, setting.feather),
+        map=mean,
+        field=found,
         trace=(*state.trace, bound),
         forward=state.forward + len(heard.values),
         backward=state.backward + len(heard.values) * setting.gradient,
     )
 
 # %% ../../nbs/03_inference/05_presence.ipynb #fb2aa9b7
+def _bounded(
+    state: State, heard: Tensor | None, game: Game, regions: Sequence[Regions], setting: Setting, last: int, seed: Any
+) -> State:
+    """`state` with its bound: from the evidence `heard` of draws of the prior, or else from `last` fresh ones of q."""
+    if heard is not None:
+        bound, ends = evidence_bound(heard, setting.temperature)
+        return replace(state, bound=bound, bound_error=(ends[1] - ends[0]) / 3.29, bound_interval=ends)
+    values = game.values(*bound_masks(regions, state.log_odds, last, len(game.baselines), setting.feather, seed))
+    bound, error = free_energy(values, state.log_odds, setting.prior_log_odds, setting.temperature)
+    ends = torch.stack([bound - 1.645 * error, bound + 1.645 * error])
+    return replace(state, bound=bound, bound_error=error, bound_interval=ends, forward=state.forward + last)
+
+# %% ../../nbs/03_inference/05_presence.ipynb #9298411b
 def rounds(
     game: Game,
     regions: Sequence[Regions],
@@ -253,22 +301,23 @@ def rounds(
     generator, kinds = torch.Generator().manual_seed(options.seed), len(game.baselines)
     start = [game.image.new_full((one.count,), setting.prior_log_odds) for one in regions]
     nothing, nan = torch.zeros_like(game.image[0]), game.image.new_tensor(math.nan)
-    state = State(start, [torch.zeros_like(one) for one in start], nothing, nothing, nan, nan, nan)
-    last = max(2, budget // 16)
+    state = State(start, [torch.zeros_like(one) for one in start], nothing, nothing, nan, nan, nan, nan.expand(2))
     in_rounds = options.steps is None and (anytime or options.tolerance is not None)
     parts = max(2, budget // 16) if in_rounds else options.steps or 1
+    of_prior = (in_rounds or parts == 1) and setting.shares is not None
+    last, heard = 0 if of_prior else max(2, budget // 16), list[Tensor]()
     for step in range(1, parts + 1):
         draws = (budget - last) // parts + (step <= (budget - last) % parts)
         origin, before = start if in_rounds else state.log_odds, state.map
         asked = draw_masks(regions, origin, draws, kinds, setting.recipe, generator)
-        state = stepped(state, origin, listen(game, regions, asked, setting), regions, setting, options.rate(step))
+        told = listen(game, regions, asked, setting)
+        heard.append(told.values)
+        state = stepped(state, origin, told, regions, setting, options.rate(step))
         agreement = rank_correlation(state.map[None], before[None])[0].to(nan) if step > 1 else nan
         settled = options.tolerance is not None and bool(agreement >= 1 - options.tolerance)
         state = replace(state, agreement=agreement)
         if settled or step == parts:
-            values = game.values(*bound_masks(regions, state.log_odds, last, kinds, setting.feather, generator))
-            bound, error = free_energy(values, state.log_odds, setting.prior_log_odds, setting.temperature)
-            state = replace(state, bound=bound, bound_error=error, forward=state.forward + last)
+            state = _bounded(state, torch.cat(heard) if of_prior else None, game, regions, setting, last, generator)
         yield state
         if settled:
             return
@@ -322,7 +371,8 @@ class Posterior(PresenceMarginals):
     ----------
     images : (B, C, H, W) in [0, 1]; target : (B,) int64 or (B, K) bool
     criticality : (B, H, W), weight of evidence per pixel, in nats, signed; `map` is another name
-    bound : (B,), estimate of F(q) in nats; bound_error : (B,) its standard error
+    bound, bound_interval : (B,) and (B, 2), a lower bound of log Z in nats, in expectation, and its 90 % interval: from
+        all draws where they are the prior's, else F(q) from fresh ones; bound_error : (B,), standard error of `bound`
     evaluations : forward and backward evaluations spent on *each* image; spent : (B,), forward ones of each
     log_odds : per averaged partition, (B, R_p) natural parameters η; partitions : (P, B, H, W) int64
     temperature, feather : as given
@@ -330,7 +380,9 @@ class Posterior(PresenceMarginals):
         expectation for hard gates of the clusters alone; NaN after an image has stopped
     agreement : (B,), Spearman correlation of the map with that of the step before, NaN after a single step
         and where a map is constant
-    model : the classifier that was asked; options : for `modes`
+    fields : per image the posterior of its evidence field, None where the prior is flat on somebody's own clusters;
+        variance : per averaged partition (B, R_p), of η by the draws alone
+    model : the classifier that was asked; options : for `modes`; baselines : (K, B, C, H, W), what stood in
     """
 
     images: Tensor
@@ -338,6 +390,7 @@ class Posterior(PresenceMarginals):
     criticality: Tensor
     bound: Tensor
     bound_error: Tensor
+    bound_interval: Tensor
     evaluations: Evaluations
     log_odds: tuple[Tensor, ...]
     partitions: Tensor
@@ -346,9 +399,13 @@ class Posterior(PresenceMarginals):
     trace: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     spent: Tensor = field(default_factory=lambda: torch.empty(0))
     agreement: Tensor = field(default_factory=lambda: torch.empty(0))
+    fields: tuple[FieldPosterior | None, ...] = ()
+    variance: tuple[Tensor, ...] = ()
+    baselines: Tensor | None = None
     model: Any = None
     options: dict[str, Any] = field(default_factory=dict)
-    modes: ClassVar[Callable[..., Any]]  # a later chapter's, see `cvi`
+    modes: ClassVar[Callable[..., Any]]  # later chapters', see `cvi` and `critical`
+    regions: ClassVar[Callable[..., Any]]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -362,14 +419,35 @@ class Posterior(PresenceMarginals):
         """The criticality (B, H, W): what every family's posterior calls its heat map."""
         return self.criticality
 
+    def evidence(self, masks: Tensor, image: int = 0) -> tuple[Tensor, Tensor]:
+        """Evidence (M,) in nats of any regions `masks` (M, H, W) bool of one image, and its standard deviation (M,)."""
+        image = check_integer(image, "image", least=0, most=len(self) - 1)
+        masks = check_tensor(masks, "masks", "(M, H, W)", floating=False)
+        if (found := self.fields[image]) is not None:
+            return found.evidence(masks)
+        masks = masks.to(self.criticality)
+        errors = []
+        for labels, variance in zip(self.partitions[:, image], self.variance, strict=True):
+            one = Regions(labels)
+            errors.append((one.mean(masks).square() @ variance[image, : one.count]).sqrt())
+        return (masks * self.criticality[image]).sum((1, 2)), torch.stack(errors).mean(0)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per image and cluster: area, probability, its interval, and mean criticality (nats per pixel)."""
         return pd.concat([_rows(self, i) for i in range(len(self))], ignore_index=True)
 
     def plot(self, **options: Any) -> Any:
-        """Photos beside their criticality on one labelled scale; `options` go to `cvi_nb.plot.heat_grid`."""
-        given = {"unit": "nats per pixel"} | options
-        return heat_grid(self.images.cpu(), {"criticality": self.criticality.cpu()}, **given)
+        """Photos with their critical regions, ranked, each with its nats, beside the criticality on one labelled scale.
+
+        `options` go to `cvi_nb.plot.heat_grid`; with a `partition` of your own, its outlines are drawn instead.
+        """
+        regions = [] if "partition" in options else [self.regions(image=i) for i in range(len(self))]
+        outlined = {"partition": torch.stack([one.labels for one in regions]).cpu()} if regions else {}
+        given = {"unit": "nats per pixel"} | outlined | options
+        figure = heat_grid(self.images.cpu(), {"criticality": self.criticality.cpu()}, **given)
+        for one, ax in zip(regions, figure.axes[::2], strict=False):
+            one.write(ax)
+        return figure
 
 # %% ../../nbs/03_inference/05_presence.ipynb #9a981ce7
 def _rows(posterior: Posterior, image: int) -> pd.DataFrame:
@@ -421,8 +499,7 @@ def _posed(model: Callable[[Tensor], Tensor], images: Tensor, target: Any, optio
     images = images.float() if images.element_size() < 4 else images
     classifier, partitions = as_classifier(model), partitions_of(options.partition, images)
     setting = settle(options, partitions)
-    default = "mixed" if options.named and setting.gradient else "blur"
-    baselines = make_baselines(default if options.baseline is None else options.baseline, images)
+    baselines = make_baselines("blur" if options.baseline is None else options.baseline, images)
     aim = resolve_target(classifier, images, target, options.batch_size)
     return Problem(classifier, images, aim, partitions, baselines, int(target is None), options, setting)
 
@@ -465,6 +542,10 @@ def _gathered(problem: Problem, states: Sequence[State]) -> Posterior:
         criticality=torch.stack([state.map for state in states]),
         bound=torch.stack([state.bound for state in states]),
         bound_error=torch.stack([state.bound_error for state in states]),
+        bound_interval=torch.stack([state.bound_interval for state in states]),
+        fields=tuple(state.field for state in states),
+        variance=tuple(_padded([state.variance[k] for state in states]) for k in range(len(problem.partitions))),
+        baselines=problem.baselines,
         evaluations=Evaluations(sum(spent) // count, sum(state.backward for state in states) // count),
         log_odds=tuple(
             _padded([state.log_odds[k] for state in states], setting.prior_log_odds)
@@ -498,10 +579,9 @@ def infer_presence(model: Callable[[Tensor], Tensor], images: Tensor, target: An
     model : `Classifier`, `nn.Module` or callable giving logits (B, K) for images in [0, 1]
     target : a class, classes (B,), a boolean mask of classes (B, K), or None for the model's own top class
     partition : a name of `PARTITIONS`, a callable `images -> labels`, labels (B, H, W), or several, averaged
-    baseline : what stands in for absent clusters, see `make_baselines`; None for "mixed" with named partitions and
-        gradients, else "blur"
-    budget : evaluations per image, each forward and, with gradients, backward; the shares of the bound and the target
-        (forward only) included
+    baseline : what stands in for absent clusters, see `make_baselines`; None for "blur"
+    budget : evaluations per image, each forward and, with gradients, backward; the share of the target (forward only)
+        included, and that of the bound where it is not had from the draws
     temperature : β, None for 1; smaller trusts the evidence more
     prior : probability of presence in (0, 1), or "uniform": draws average over all densities of presence (first step =
         Shapley value), and the posterior reported is that at ½
@@ -516,9 +596,9 @@ def infer_presence(model: Callable[[Tensor], Tensor], images: Tensor, target: An
         With `steps=None` the single step is taken in rounds of 16 draws
     variance_reduction : "antithetic", "stratified" or "sobol" (both in antithetic pairs), or "independent" draws
     relaxation : κ in [0, 1]; 0 for hard gates; None for 1, but as in `COARSE` for coarse draws
-    coarse : share of coarse draws in [0, 1]; None for 1 with named partitions and 0 for your own
-    smoothing : widths in pixels of the scales that are averaged in the map, 0 for the clusters themselves; None for
-        0, 2 and 24 in a 224-pixel image with named partitions and gradients, else the clusters
+    coarse : share of coarse draws in [0, 1]; None for ⅔ with named partitions and 0 for your own
+    smoothing : widths in pixels of the scales of the evidence field's prior, 0 for the clusters; None for 0 and 24 in a
+        224-pixel image with named partitions and gradients, else a flat prior on the clusters
     feather : soft edge of the clusters in pixels; None for 6 in a 224-pixel image with named partitions, 0 for your own
     progress : show a progress bar
 
