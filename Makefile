@@ -15,7 +15,7 @@ TEX_PACKAGES := texlive-latex-base texlive-latex-recommended texlive-fonts-recom
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup paper figures test lint executed package lab export readme lock tex clean
+.PHONY: help setup paper figures test lint executed docs package lab export readme lock tex clean
 
 export UV_HTTP_TIMEOUT ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -45,6 +45,9 @@ lint: $(STAMP)  ## ruff on notebooks and tests, mypy on the package
 executed: $(STAMP)  ## the outputs of the last make paper PROFILE=… into the notebooks of nbs/paper, which are committed executed
 	@$(BIN)/python -m cvi_nb.paper executed --profile '$(PROFILE)'
 	@PATH="$$PWD/$(BIN):$$PATH" nbdev_clean
+
+docs: $(STAMP)  ## the pages: build/docs/html, from the notebooks as they are; a warning or a broken link is an error
+	@$(BIN)/python nbs/docs/build.py
 
 package: $(STAMP)  ## sdist and wheel, and the README's examples from the wheel in a clean environment
 	@$(BIN)/python tests/package.py --python $(BIN)/python

@@ -17,7 +17,7 @@ def listed(name: str) -> list[str]:
     return settings.get(f"{name}requirements", "").split()
 
 
-extras = {name: listed(f"{name}_") for name in ("data", "bench", "dev")}
+extras = {name: listed(f"{name}_") for name in ("data", "explore", "bench", "docs", "dev")}
 extras["paper"] = extras["data"] + listed("paper_")
 extras["cluster"] = extras["paper"] + listed("cluster_")
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
@@ -54,6 +54,12 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     url=settings["git_url"],
+    project_urls={
+        "Documentation": f"{settings['doc_host']}{settings['doc_baseurl']}",
+        "Source": settings["git_url"],
+        "Issues": f"{settings['git_url']}/issues",
+        "Changelog": f"{settings['git_url']}/blob/{settings['branch']}/CHANGELOG.md",
+    },
     license="Apache-2.0",
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
@@ -69,7 +75,12 @@ setup(
         f"Development Status :: {statuses[int(settings['status']) - 1]}",
         f"Intended Audience :: {settings['audience']}",
         f"Natural Language :: {settings['language']}",
-        "Programming Language :: Python :: 3",
+        "Operating System :: OS Independent",
+        "Programming Language :: C",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: {version}" for version in settings["tested_python"].split()),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

@@ -455,7 +455,8 @@ def _folded(model: nn.Module) -> nn.Module:
     """`model` traced, with the batch norms folded that follow a convolution of their own."""
     optional = list(inspect.signature(model.forward).parameters.values())[1:]
     tracer, defaults = _ConvolutionTracer(), {p.name: p.default for p in optional if p.default is not p.empty}
-    traced = torch.fx.GraphModule(model, tracer.trace(model, concrete_args=defaults or None))
+    # It keeps the network's name, which reports tell.
+    traced = torch.fx.GraphModule(model, tracer.trace(model, concrete_args=defaults or None), type(model).__name__)
     modules: dict[str, Any] = dict(traced.named_modules())
     uses = [node.target for node in traced.graph.nodes if node.op == "call_module"]
     for node in list(traced.graph.nodes):

@@ -24,7 +24,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("_m
 
 # Data flows one way: a module imports only from those above it. `plot` needs `files` alone, and anybody may import it.
 ORDER = ["lazy", "files", "validation", "statistics", "data", "models", "clustering", "inference", "attack", "defence"]
-ORDER += ["faithfulness", "robustness", "report", "paper", "cli", "peers"]
+ORDER += ["faithfulness", "robustness", "report", "paper", "cli", "peers", "explore"]
 
 
 def settings() -> dict[str, str]:

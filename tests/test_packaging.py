@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_NETWORK = r"[Ff]ailed to fetch|dns|sending request|[Cc]onnect|timed out"
-OPTIONAL_GROUPS = ("data", "paper", "bench", "dev")
+OPTIONAL_GROUPS = ("data", "explore", "paper", "bench", "docs", "dev")
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +146,26 @@ def test_workflow_covers_what_is_promised() -> None:
     assert "make package" in (ROOT / ".ci" / "run").read_text()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"UV_VERSION := (\S+)", makefile)[1] == re.search(r"UV_VERSION: (\S+)", text)[1]
+
+
+def test_wheels_and_recipe_are_those_of_the_settings(requirements: dict[str, list[Requirement]]) -> None:
+    """The versions that wheels are built for, and conda's names for what the library needs."""
+    import tomllib
+
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    settings = config["DEFAULT"]
+    building = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["cibuildwheel"]
+    tested = settings["tested_python"].split()
+    assert building["build"].split() == [f"cp{version.replace('.', '')}-*" for version in tested]
+    workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
+    assert "cibuildwheel@" in workflow and {"ubuntu-latest", "macos-latest", "windows-latest"} <= set(
+        re.findall(r"[\w.]+-[\w.-]+", workflow)
+    )
+    recipe = (ROOT / ".github" / "conda" / "meta.yaml").read_text(encoding="utf-8")
+    conda = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
+    for requirement in requirements[""]:
+        assert f"- {conda.get(requirement.name, requirement.name)} {requirement.specifier}\n" in recipe
+    assert (
+        f'version = "{settings["version"]}"' in recipe and f"skip: true  # [py<{tested[0].replace('.', '')}]" in recipe
+    )

@@ -421,3 +421,30 @@ def test_in_a_real_browser(saved: Path, tmp_path: Path, width: int) -> None:
     laid_out = json.loads(match[1])
     assert laid_out["wide"] <= width and laid_out["height"] > 2000
     assert laid_out["shown"] == laid_out["pictures"] > 8
+
+
+def test_a_passed_check_says_what_was_asked_and_a_warning_what_to_do() -> None:
+    from cvi_nb.report import Checks
+    from cvi_nb.robustness import Check
+
+    fine = Check("a", "PASS", "0", "0", "Use another attack.", asked="Whether it holds.")
+    bad = Check("b", "WARN", "9", "0", "Use another attack.", asked="Whether it holds.")
+    for text in (Checks((fine,)).html(), Checks((fine,)).markdown()):
+        assert "Whether it holds." in text and "Use another" not in text
+    for text in (Checks((bad,)).html(), Checks((bad,)).markdown()):
+        assert "Use another attack." in text
+
+
+def test_a_network_with_folded_norms_keeps_its_name() -> None:
+    from torch import nn
+
+    from cvi_nb.models import Classifier, fold_batch_norm
+    from cvi_nb.report.method import model_facts
+
+    class Mine(nn.Sequential):
+        pass
+
+    network = Mine(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)).eval()
+    folded = fold_batch_norm(network, 8)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    assert model_facts(Classifier(folded, size=8))["network"] == "Mine"

@@ -279,10 +279,13 @@ class AttackResult(Measured):
         original, fooled = self.images[shown].cpu(), self.adversarial[shown].cpu()
         delta = fooled - original
         scale = per_sample(delta.abs().flatten(1).amax(1).clamp_min(1e-12), delta)
-        heads = [str(classes[k] if classes else k) for k in self.labels[shown].tolist()]
-        ends = [str(classes[k] if classes else k) for k in self.predicted[shown].tolist()]
-        ends = [end if ok else "failed" for end, ok in zip(ends, self.success[shown].tolist(), strict=True)]
-        titles = [*heads, *(f"±{s:.2g}" if s > 1e-12 else "unchanged" for s in scale.flatten().tolist()), *ends]
+        name = {2.0: "L2", math.inf: "L∞"}.get(self.norm, f"L{self.norm:g}")
+        heads = [f"original:\n{classes[k] if classes else k}" for k in self.labels[shown].tolist()]
+        changes = [f"change,\n±{s:.2g}" if s > 1e-12 else "unchanged" for s in scale.flatten().tolist()]
+        ends = [f"taken for\n{classes[k] if classes else k}" for k in self.predicted[shown].tolist()]
+        found = zip(ends, self.success[shown].tolist(), self.distance[shown].tolist(), strict=True)
+        ends = [f"{end}, {name} {far:.2g}" if ok else "resisted" for end, ok, far in found]
+        titles = [*heads, *changes, *ends]
         return show_images(torch.cat([original, 0.5 + 0.5 * delta / scale, fooled]), titles, columns=len(original))
 
 # %% ../../nbs/04_attack/03_run.ipynb #d6f40feb

@@ -144,7 +144,9 @@ def render_readme(notebook: str | Path, output: str | Path) -> Path:
         from traitlets.config import Config
     except ImportError as error:
         raise ImportError('rendering notebooks needs nbconvert: pip install "cvi_nb[paper]"') from error
-    config = Config({"RegexRemovePreprocessor": {"patterns": [r"\s*#\|\s*hide", r"\s*\Z"], "enabled": True}})
+    hidden = {"patterns": [r"\s*#\|\s*hide", r"\s*\Z"], "enabled": True}
+    shown_alone = {"remove_input_tags": ["remove-input"], "enabled": True}  # the cell's output without its code
+    config = Config({"RegexRemovePreprocessor": hidden, "TagRemovePreprocessor": shown_alone})
     text, resources = MarkdownExporter(config=config).from_filename(str(notebook))
     output = Path(output)
     for name, data in resources.get("outputs", {}).items():

@@ -67,7 +67,12 @@ def _medians(result: RobustnessResult) -> list[tuple[str, str, str, str]]:
         items.append((label, number(float(row["median"])), "", f"mean {number(float(row['mean']))} {spread}"))
     sigma = number(result.threat.sigma, 2)
     for column, label, note in (
-        ("certified_radius", "Median certified L2 radius", f"of the classifier smoothed with σ = {sigma}"),
+        (
+            "certified_radius",
+            "Median certified L2 radius",
+            f"of the classifier smoothed with σ = {sigma}: another function than the network, so that it may exceed "
+            "the distance to an adversarial image of the network",
+        ),
         ("width", "Median width of the noise posterior", "larger: less sensitive"),
     ):
         values = result.examples[column].to_numpy(float)

@@ -5,9 +5,11 @@
 # %% ../../nbs/07_robustness/03_checks.ipynb #e63bf766
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -450,7 +452,7 @@ def ask_all(probe: Probe) -> tuple[Check, ...]:
         warnings.simplefilter("ignore", ZeroGradientWarning)  # the checks say it
         for name, check in CHECKS.items():
             try:
-                answers.append(check(probe))
+                answers.append(replace(check(probe), asked=inspect.getdoc(check) or ""))
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
                 answers.append(Check(name.replace("_", " "), "WARN", told, "an answer", "It could not be asked."))

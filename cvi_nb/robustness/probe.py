@@ -43,6 +43,7 @@ class Check:
     measured, expected : what was found and what an honest model gives, in words
     explanation : why it matters, and what to do
     value : the number behind `measured`; NaN if skipped
+    asked : the question, in words
     """
 
     name: str
@@ -51,6 +52,7 @@ class Check:
     expected: str
     explanation: str
     value: float = math.nan
+    asked: str = ""
 
     def __post_init__(self) -> None:
         check_choice(self.status, "status", ("PASS", "WARN", "SKIP"))

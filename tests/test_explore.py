@@ -1,0 +1,108 @@
+"""The explorer in a real JupyterLab in a headless browser: Playwright with the Chromium of the system."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CODE = """\
+import time
+from cvi_nb.data import load_digits
+from cvi_nb.explore import explore
+from cvi_nb.models import Classifier, load_classifier
+network = load_classifier("mnist_cnn")
+slow = Classifier(lambda x: (time.sleep(0.1), network(x))[1], classes=network.classes, size=28)
+explore(slow, load_digits("report")[[0, 350, 620]])"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a notebook in a JupyterLab of its own."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    pytest.importorskip("playwright")
+    pytest.importorskip("jupyterlab")
+    pytest.importorskip("ipywidgets")
+    place = tmp_path_factory.mktemp("lab")
+    cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": CODE}
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    book = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (place / "explore.ipynb").write_text(json.dumps(book))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--IdentityProvider.token=t",
+        f"--notebook-dir={place}",
+    ]
+    home = {"JUPYTER_CONFIG_DIR": str(place / ".config"), "JUPYTERLAB_SETTINGS_DIR": str(place / ".settings")}
+    home |= {"JUPYTERLAB_WORKSPACES_DIR": str(place / ".workspaces"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "jupyterlab", *options]
+    server = subprocess.Popen(command, env=os.environ | home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as one:
+                if one.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/lab/tree/explore.ipynb?token=t&reset"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.slow
+def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    shots = Path(os.environ.get("CVI_SCREENSHOTS", tmp_path))
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.set_default_timeout(180_000)
+        page.goto(lab)
+        page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+        page.keyboard.press("Shift+Enter")
+        explain = page.get_by_role("button", name="Explain", exact=True)
+        explain.wait_for()
+        explain.click()
+        page.locator("svg .region title").first.wait_for(state="attached")
+        told = page.locator("svg .region title").first.text_content() or ""
+        assert re.search(r"region 1: [+−][\d.]+ nats \[.+\], \d+% of the image", told), told
+        expect(page.get_by_role("button", name="Break it")).to_be_enabled(timeout=60_000)
+        page.locator("svg .region").first.hover(force=True)
+        page.screenshot(path=shots / "explained.png")
+        page.get_by_role("button", name="Break it").click()
+        page.get_by_text(re.compile(r"at an L2 distance of [\d.]+")).wait_for()
+        page.screenshot(path=shots / "broken.png")
+        before = page.locator("svg image").first.get_attribute("href")
+        page.get_by_label("class").fill("6")
+        page.get_by_label("class").press("Enter")
+        for _ in range(3):  # 64 → 512
+            page.locator(".noUi-handle").first.press("ArrowRight")
+        explain.click()
+        stop = page.get_by_role("button", name="Stop", exact=True)
+        stop.click()
+        page.get_by_text("stopped", exact=True).wait_for()
+        assert page.locator("svg image").first.get_attribute("href") == before, "what was stopped changes nothing"
+        expect(explain).to_be_enabled(timeout=60_000)
+        for _ in range(5):
+            page.locator(".noUi-handle").first.press("ArrowLeft")
+        explain.click()
+        page.get_by_text(re.compile(r"^6, p = 0")).wait_for()
+        page.set_viewport_size({"width": 400, "height": 900})
+        page.wait_for_timeout(500)
+        page.screenshot(path=shots / "narrow.png")
+        browser.close()
