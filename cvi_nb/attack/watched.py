@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from .oracle import Model
 from .run import AttackResult
+from ..lazy import pyplot as plt
 
 # %% auto #0
 __all__ = ['Watched', 'show_search']
@@ -42,8 +41,8 @@ def _plane(asked: Tensor, end: Tensor) -> Tensor:
 # %% ../../nbs/04_attack/19_search.ipynb #cbe30b51
 def show_search(
     attack: Callable[..., AttackResult], model: Model, image: Tensor, label: int, *,
-    ax: Axes | None = None, cells: int = 40, **options: Any,
-) -> Axes:  # fmt: skip
+    ax: plt.Axes | None = None, cells: int = 40, **options: Any,
+) -> plt.Axes:  # fmt: skip
     """Draw what `attack` asks on its way from `image` (C, H, W) in [0, 1], in a plane; lengths are L2.
 
     Shaded is where `model`, asked on a grid of `cells`² points of the plane, gives another class than `label`. A
