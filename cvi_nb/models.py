@@ -396,6 +396,7 @@ class Classifier(Predictor):
             raise ValueError(f"`mean` and `std` must be given together, got mean={mean!r}, std={std!r}")
         self.model, self.size, self.channels_last, self.autocast = model, size, channels_last, autocast
         self.classes, self.name = None if classes is None else tuple(classes), name or type(model).__name__
+        self.origin = self.name  # which a table's label may replace
         self.register_buffer("mean", _statistic(mean, "mean"), persistent=False)
         self.register_buffer("std", _statistic(std, "std"), persistent=False)
 

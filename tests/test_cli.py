@@ -218,9 +218,16 @@ def test_explain_why_this_and_not_that(place: Path, tmp_path: Path, capsys: pyte
     line = f"explain {place}/zero.png --model mnist_cnn --budget 16 --target 0 --target 6 --scale run --npy --quiet"
     code, out, err = run(f"{line} --out {tmp_path}", capsys)
     assert code == 0, err
-    assert {Path(path).name for path in out} == {"zero.png", "zero.npy", "clusters.csv", "explain.json"}
+    arrays = {"zero.npy", "zero.regions.npy"}
+    assert {Path(path).name for path in out} == {"zero.png", "clusters.csv", "explain.json"} | arrays
     maps = np.load(tmp_path / "zero.npy")
     facts = json.loads((tmp_path / "explain.json").read_text())
+    labels = np.load(tmp_path / "zero.regions.npy")
+    for k, one in enumerate(facts["images"]):
+        assert [region["region"] for region in one["regions"]] == np.unique(labels[k]).tolist()
+        for region in one["regions"]:
+            assert region["low"] <= region["nats"] <= region["high"]
+            assert region["area"] == pytest.approx((labels[k] == region["region"]).mean())
     assert maps.shape == (2, 28, 28) and [one["class"] for one in facts["images"]] == ["0", "6"]
     clusters = pd.read_csv(tmp_path / "clusters.csv", dtype={"class": str})
     assert clusters.groupby("class")["area"].sum().to_dict() == {"0": 784, "6": 784}

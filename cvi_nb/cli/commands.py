@@ -287,12 +287,14 @@ def _top(chance: Tensor, model: Classifier, most: int = 5) -> list[dict[str, Any
 
 # %% ../../nbs/10_cli.ipynb #d9bd68e1
 def _facts(posterior: Any, chance: Tensor, i: int, name: str, model: Classifier) -> dict[str, Any]:
-    """What is told of one image."""
-    goal = int(posterior.target[i])
+    """What is told of one image; `labels` (H, W) are for its picture and array, and go before the rest is written."""
+    goal, regions = int(posterior.target[i]), posterior.regions(image=i)
     return {
         "name": name, "target": goal, "class": _called(goal, model), "probability": float(chance[i, goal]),
         "bound_nats": float(posterior.bound[i]), "clusters": int(posterior.clusters[i]),
         "top_classes": _top(chance[i], model),
+        "regions": regions.to_frame().rename(columns={"evidence": "nats"}).to_dict("records"),
+        "labels": regions.labels.cpu(),
     }  # fmt: skip
 
 # %% ../../nbs/10_cli.ipynb #11c6b702
@@ -319,19 +321,21 @@ def _pictures(
 ) -> list[Path]:
     """Draw each image with its maps, one a class; `facts`, by class and image, are told the names of the files."""
     limit, told = _scale(given.scale, maps)
-    stems = _stems(images.names, [".png", ".npy"], ["modes.png"])
+    stems = _stems(images.names, [".png", ".npy", ".regions.npy"], ["modes.png"])
     written = []
     for i, (stem, view) in enumerate(zip(stems, _views(images), strict=True)):
         of_image = [of_class[i] for of_class in facts]
+        labels = torch.stack([one.pop("labels") for one in of_image]) + 1
         panels = {f"{one['class']}, p = {one['probability']:.3f}": maps[k][i] for k, one in enumerate(of_image)}
         if len(panels) == 2:
             panels[f"{of_image[0]['class']} rather than {of_image[1]['class']}"] = maps[0][i] - maps[1][i]
-        figure = explanation_figure(view, panels, limit, told)
+        figure = explanation_figure(view, panels, limit, told, labels[0])
         written.append(save_figure(figure, out / f"{stem}.png", dpi=200, close=True))
         if given.npy:
-            with atomic_path(out / f"{stem}.npy") as temporary:
-                np.save(temporary, torch.stack([of_class[i] for of_class in maps]).numpy())
-            written.append(out / f"{stem}.npy")
+            for ending, array in ((".npy", torch.stack([of_class[i] for of_class in maps])), (".regions.npy", labels)):
+                with atomic_path(out / f"{stem}{ending}") as temporary:
+                    np.save(temporary, array.numpy())
+                written.append(out / f"{stem}{ending}")
         for one in of_image:
             one |= {"file": f"{stem}.png", "box_in_file": list(view.box), "size_of_file": list(view.photo.shape[2:])}
     return written

@@ -123,8 +123,9 @@ def _add_explain(commands: Any) -> None:
     parser = _command(
         commands, "explain", "which clusters of an image a decision needs",
         "Infer which clusters of each image the model's decision needs. Writes into DIR a picture per image (the "
-        "photo as it was taken,\nand a map over it, nats per pixel: red is needed, blue speaks against), clusters.csv "
-        "(area, probability of presence and its\ninterval for each cluster) and explain.json.",
+        "photo as it was taken\nwith numbered regions, and a map over it, nats per pixel: red is needed, blue speaks "
+        "against), clusters.csv (area, probability of\npresence and its interval for each cluster) and explain.json "
+        "(what was found, with the nats and interval of each region).",
         "  cvi explain cat.jpg --model efficientnet_lite0 --out explained\n"
         "  cvi explain *.png --model mnist_cnn --target 3 --target 8 --modes --out three-rather-than-eight\n"
         "  cvi explain photos --model efficientnet_lite0 --count 4 --budget 256 --out explained",
@@ -135,7 +136,7 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--target", metavar="CLASS", action="append", help=target)
     scale = "of the colours: picture (each its own), run (one for all), or a limit in nats per pixel (picture)"
     parser.add_argument("--scale", type=_colour_scale, default="picture", metavar="WHAT", help=scale)
-    arrays = "also write each image's maps as NAME.npy: (classes, height, width), nats per pixel"
+    arrays = "also write NAME.npy, nats per pixel (classes, height, width), and NAME.regions.npy, the regions' numbers"
     parser.add_argument("--npy", action="store_true", help=arrays)
     budget = "forward and backward evaluations per image (64)"
     parser.add_argument("--budget", type=_positive, default=64, metavar="N", help=budget)

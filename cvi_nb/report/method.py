@@ -33,7 +33,8 @@ def fingerprint(model: nn.Module) -> str:
 # %% ../../nbs/09_report/09_method.ipynb #cc9b6269
 def model_facts(model: Classifier) -> dict[str, str]:
     """What a network is, as far as it can be read off it."""
-    inner, facts = model.model, {"network": type(model.model).__name__}
+    inner, kind = model.model, type(model.model).__name__
+    facts = {"network": kind if model.origin == kind else f"{model.origin} ({kind})"}
     facts["weights"] = f"{sum(p.numel() for p in model.parameters()):,}"
     if isinstance(inner, nn.Module):
         kinds = Counter(type(m).__name__ for m in inner.modules() if not list(m.children()))
