@@ -73,10 +73,14 @@ def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.set_default_timeout(180_000)
         page.goto(lab)
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()  # a kernel listens
         page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
         page.keyboard.press("Shift+Enter")
         explain = page.get_by_role("button", name="Explain", exact=True)
-        explain.wait_for()
+        try:
+            explain.wait_for()
+        finally:
+            page.screenshot(path=shots / "opened.png")
         explain.click()
         page.locator("svg .region title").first.wait_for(state="attached")
         told = page.locator("svg .region title").first.text_content() or ""
