@@ -75,7 +75,7 @@ def quadratic(images):
 
 
 def toy(model, **options):
-    return CVI(model, **({"partition": ONE_EACH, "baseline": 0.0, "evidence": take} | options))
+    return CVI(model, **({"partition": ONE_EACH, "baseline": 0.0, "evidence": take, "estimator": "gradient"} | options))
 
 
 def table(model, clusters=6):
@@ -295,7 +295,7 @@ def test_forward_and_gradient_estimators_agree_on_a_network():
     common = {"partition": labels, "baseline": "grey", "budget": 3000, "batch_size": 500, "evidence": "logit"}
     truth = exact_posterior(model, x, labels, 1, baseline="grey", evidence="logit").banzhaf.float()
     forward = CVI(model, estimator="forward", **common).infer(x, 1)
-    gradient = CVI(model, **common).infer(x, 1)
+    gradient = CVI(model, estimator="gradient", **common).infer(x, 1)
     assert torch.allclose(gradient.log_odds[0][0], truth, atol=1e-4)
     assert torch.allclose(forward.log_odds[0][0], truth, atol=0.1 * truth.abs().sum().item())
     assert forward.evaluations.backward == 0
@@ -343,6 +343,21 @@ def test_bound_is_below_log_z_and_is_that_of_the_reported_posterior(model, tempe
     exact = float(truth.expected_evidence(q) - temperature * kl)
     assert exact <= float(truth.log_evidence) + 1e-4
     assert abs(float(posterior.bound[0]) - exact) < 4.5 * float(posterior.bound_error[0]) + 1e-3
+
+
+def test_few_clusters_are_inferred_with_their_interactions():
+    """64 of 4,096 masks of a network's game nearly give its exact marginals, and more give them better."""
+    x, cells, model = photo(), grid_partition(photo(), 3)[0], network()
+    truth = exact_posterior(model, x, cells[0], 1, baseline="blur")
+    for budget, near in ((64, 0.03), (400, 0.01)):
+        found = CVI(model, partition=cells, budget=budget).infer(x, 1)
+        assert found.evaluations.backward == 0 and found.evaluations.forward <= budget
+        assert (found.log_odds[0][0].sigmoid() - truth.probability).abs().max() < near
+        assert float(found.bound[0]) <= float(truth.log_evidence) + 0.02
+        low, high = found.bound_interval[0].tolist()
+        assert low <= float(found.bound[0]) <= high
+    regions = found.regions(4)
+    assert torch.allclose(regions.evidence.sum(), found.map.sum(), atol=1e-4) and (regions.deviation >= 0).all()
 
 
 @pytest.mark.parametrize("estimator", ["gradient", "forward"])
@@ -1133,6 +1148,7 @@ def test_nothing_of_the_caller_is_changed():
 
 def test_tied_maps_are_ranked_with_ties():
     """Nine values on 480 pixels: ranks by position agree with everything; the agreement is SciPy's."""
-    states = list(CVI(network(), partition=grid_partition(photo(), 3)[0], budget=64).anytime(photo(), 1))
+    cvi = CVI(network(), partition=grid_partition(photo(), 3)[0], estimator="gradient", budget=64)
+    states = list(cvi.anytime(photo(), 1))
     expected = scipy.stats.spearmanr(states[-1].criticality.flatten(), states[-2].criticality.flatten()).statistic
     assert float(states[-1].agreement) == pytest.approx(expected, abs=1e-6)

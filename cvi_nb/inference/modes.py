@@ -37,7 +37,8 @@ from cvi_nb.validation import (
 )
 
 # %% auto #0
-__all__ = ['stroke_partition', 'mean_field', 'merged', 'Mode', 'Marginals', 'ModesOptions', 'MixturePosterior', 'infer_modes']
+__all__ = ['stroke_partition', 'learned_surrogate', 'mean_field', 'merged', 'Mode', 'Marginals', 'drawn_interval', 'ModesOptions',
+           'MixturePosterior', 'infer_modes']
 
 # %% ../../nbs/03_inference/09_modes.ipynb #40d5e8a2
 def _lightest_joined(labels: Tensor, centres: Tensor, weights: Tensor, clusters: int) -> Tensor:
@@ -91,7 +92,10 @@ def _new(masks: Tensor, known: Tensor) -> Tensor:
     return both[first[first >= len(known)].sort().values]
 
 # %% ../../nbs/03_inference/09_modes.ipynb #d8dc8cfb
-def _evaluated(
+_ROUNDS = 6
+
+
+def learned_surrogate(
     play: Callable[[Tensor], Tensor],
     clusters: int,
     budget: int,
@@ -100,24 +104,30 @@ def _evaluated(
     link: bool,
     generator: torch.Generator,
 ) -> Surrogate:
-    """The surrogate after `budget` evaluations by `play`, at random and then where they tell most."""
+    """The surrogate after at most `budget` evaluations by `play` (masks (N, R) -> nats (N,)), R = `clusters`.
+
+    Masks are asked at random and then, in rounds, where they tell most about marginals at `temperature` and `prior`.
+    """
     few = clusters <= 16
-    half = torch.rand((3 * budget // 16) if few else (3 * budget // 8), clusters, generator=generator)
+    half = torch.rand((budget // 8) if few else (3 * budget // 8), clusters, generator=generator)
     masks = _new(torch.cat([half, 1 - half]).lt(prior).double(), torch.empty(0, clusters).double())
     values = play(masks)
     surrogate = fit_surrogate(masks, values, link)
-    if few:
-        mass = tabulated(surrogate, temperature, prior).log_mass.exp()
-        extra = informative_masks(surrogate, mass, budget - len(masks), generator)
-    else:
-        start = masks[torch.randint(len(masks), (32,), generator=generator)]
-        proposals = gibbs(surrogate, start, temperature, prior, 32, generator)
-        proposals = proposals[torch.randperm(len(proposals), generator=generator)]
-        extra = _new(proposals, masks)[: budget - len(masks)]
-    if not len(extra):
-        return surrogate
-    masks, values = torch.cat([masks, extra]), torch.cat([values, play(extra)])
-    return fit_surrogate(masks, values, link, start=surrogate if len(surrogate.rates) == clusters else None)
+    for left in range(_ROUNDS if few else 1, 0, -1):
+        count = -(-(budget - len(masks)) // left)
+        if few:
+            mass = tabulated(surrogate, temperature, prior).log_mass.exp()
+            extra = informative_masks(surrogate, mass, count, generator)
+        else:
+            start = masks[torch.randint(len(masks), (32,), generator=generator)]
+            proposals = gibbs(surrogate, start, temperature, prior, 32, generator)
+            extra = _new(proposals[torch.randperm(len(proposals), generator=generator)], masks)[:count]
+        if not len(extra):
+            break
+        masks, values = torch.cat([masks, extra]), torch.cat([values, play(extra)])
+        own = len(surrogate.rates.unique()) > 1  # one rate for all is no start for one each
+        surrogate = fit_surrogate(masks, values, link, start=surrogate if own else None)
+    return surrogate
 
 # %% ../../nbs/03_inference/09_modes.ipynb #a112c70b
 def mean_field(
@@ -217,7 +227,7 @@ class Marginals:
 _WIDENED = 1.15
 
 
-def _drawn_interval(surrogate: Surrogate, temperature: float, prior: float, generator: torch.Generator) -> Tensor:
+def drawn_interval(surrogate: Surrogate, temperature: float, prior: float, generator: torch.Generator) -> Tensor:
     """90 % interval (R, 2) of each marginal over functions drawn from the surrogate's process, widened."""
     every = all_masks(len(surrogate.rates))
     parts = []
@@ -359,7 +369,7 @@ def _infer_one(game: Game, temperature: float, prior: float, link: bool, options
     generator, clusters = torch.Generator().manual_seed(options.seed), game.regions.count
     play = lambda masks: game.values(masks).double().cpu()  # noqa: E731
     fresh = options.fresh(known)
-    surrogate = _evaluated(play, clusters, options.budget - known - fresh, temperature, prior, link, generator)
+    surrogate = learned_surrogate(play, clusters, options.budget - known - fresh, temperature, prior, link, generator)
     particles = mean_field(surrogate, temperature, prior, options.particles, generator)
     draws = torch.rand(1024, clusters, generator=generator, dtype=torch.float64)
     mixture, free = merged(particles, surrogate, temperature, prior, options.bandwidth, draws)
@@ -368,7 +378,7 @@ def _infer_one(game: Game, temperature: float, prior: float, link: bool, options
     if clusters <= 16:
         every = all_masks(clusters)
         probability = density.log_density(every).exp() @ every
-        interval = _drawn_interval(surrogate, temperature, prior, generator)
+        interval = drawn_interval(surrogate, temperature, prior, generator)
     else:
         sample = density.sample(1024, generator)
         probability = mixture.weights @ mixture.log_odds.sigmoid() if shared == "none" else sample.mean(0)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .densities import tabulated
 from .draws import REDUCTIONS, Draws, Recipe, bound_masks, draw_masks
 from cvi_nb.inference.estimate import (
     Heard,
@@ -28,10 +29,13 @@ from cvi_nb.inference.estimate import (
     natural_step,
     weighted,
 )
+from .exact import all_masks, log_prior
 from .field import Field, FieldPosterior, Shares, field_posterior
 from .game import Game, resolve_target
+from .modes import drawn_interval, learned_surrogate
 from .perturbation import BASELINES, Regions, accepts, blurred, make_baselines, partitions_of, refine
 from ..lazy import pandas as pd
+from .surrogate import draw_functions
 from ..models import Classifier, Evaluations, Evidence, as_classifier, get_evidence
 from ..plot import heat_grid
 from ..statistics import rank_correlation
@@ -51,11 +55,11 @@ from cvi_nb.validation import (
 )
 
 # %% auto #0
-__all__ = ['PresenceOptions', 'Setting', 'settle', 'listen', 'State', 'stepped', 'rounds', 'PresenceMarginals', 'Posterior',
-           'Problem', 'infer_presence', 'presence_steps']
+__all__ = ['PresenceOptions', 'Setting', 'settle', 'listen', 'State', 'stepped', 'rounds', 'asked', 'PresenceMarginals',
+           'Posterior', 'Problem', 'infer_presence', 'presence_steps']
 
 # %% ../../nbs/03_inference/05_presence.ipynb #83a13900
-def _widths(smoothing: Any, estimator: str) -> tuple[float, ...] | None:
+def _widths(smoothing: Any, estimator: str | None) -> tuple[float, ...] | None:
     """`smoothing` as a tuple of pixels, checked."""
     if smoothing is None:
         return None
@@ -73,7 +77,9 @@ def _checked(given: PresenceOptions) -> dict[str, Any]:
         raise ValueError(f'`prior` must be a number in (0, 1) or "uniform", got {given.prior!r}')
     rate, beta = given.learning_rate, given.temperature
     share: dict[str, Any] = {"least": 0, "most": 1, "optional": True}
-    estimator = check_choice(given.estimator, "estimator", ("gradient", "forward"))
+    estimator = given.estimator
+    if estimator is not None:
+        check_choice(estimator, "estimator", ("gradient", "forward"))
     return {
         "budget": check_integer(given.budget, "budget", least=4 * (steps or 1)),
         "temperature": 1.0 if beta is None else check_real(beta, "temperature", above=0),
@@ -110,7 +116,7 @@ class PresenceOptions:
     batch_size: int = 16
     seed: int = 0
     evidence: str | Evidence | None = None
-    estimator: str = "gradient"
+    estimator: str | None = None
     weighting: str = "importance"
     steps: int | None = None
     learning_rate: float | Callable[[int], float] | None = None
@@ -132,6 +138,14 @@ class PresenceOptions:
         some = [self.partition] if isinstance(self.partition, str) or callable(self.partition) else self.partition
         return not isinstance(some, Tensor) and all(isinstance(p, str) for p in some)
 
+    @property
+    def asks(self) -> bool:
+        """Whether few clusters can be inferred by evaluations of whole masks: nothing is chosen that means draws."""
+        usual = PresenceOptions()
+        draws = ("estimator", "weighting", "steps", "tolerance", "variance_reduction", "relaxation", "smoothing")
+        alike = all(getattr(self, name) == getattr(usual, name) for name in draws)
+        return alike and not self.coarse and not isinstance(self.prior, str) and self.budget >= 32
+
     def rate(self, step: int) -> float:
         """ρ of `step` 1, 2, …"""
         given: Any = self.learning_rate
@@ -152,6 +166,7 @@ class Setting:
     gradient: bool
     balanced: bool  # importance weights
     exact: bool  # hard gates of one partition's clusters alone
+    asks: bool = False  # where clusters are few, evaluations of whole masks instead of slopes
 
     @property
     def prior_log_odds(self) -> float:
@@ -174,7 +189,7 @@ def _shares(smoothing: Sequence[float], feather: float, side: float) -> Shares |
 # %% ../../nbs/03_inference/05_presence.ipynb #d22fabeb
 def settle(options: PresenceOptions, partitions: Tensor) -> Setting:
     """What `options` mean for images cut into `partitions` (P, B, H, W)."""
-    named, gradient, side = options.named, options.estimator == "gradient", min(partitions.shape[-2:]) / 224
+    named, gradient, side = options.named, options.estimator != "forward", min(partitions.shape[-2:]) / 224
     coarse = options.coarse if options.coarse is not None else _COARSE * named
     feather = options.feather if options.feather is not None else _SHARES.feather * side * named
     if options.smoothing is not None:
@@ -191,6 +206,7 @@ def settle(options: PresenceOptions, partitions: Tensor) -> Setting:
         gradient=gradient,
         balanced=gradient and options.weighting == "importance",
         exact=coarse == 0 and len(partitions) == 1,
+        asks=len(partitions) == 1 and feather == 0 and not named and options.asks,
     )
 
 # %% ../../nbs/03_inference/05_presence.ipynb #ce8860e1
@@ -321,6 +337,30 @@ def rounds(
         yield state
         if settled:
             return
+
+# %% ../../nbs/03_inference/05_presence.ipynb #2bf58e12
+def asked(game: Game, regions: Regions, budget: int, options: PresenceOptions, setting: Setting) -> State:
+    """What at most `budget` evaluations of hard masks tell of R ≤ 16 clusters `regions`, interactions included."""
+    generator, beta, prior = torch.Generator().manual_seed(options.seed), setting.temperature, setting.prior
+    play = lambda masks: game.values(regions.paint(masks.to(game.image))).double().cpu()  # noqa: E731
+    link = options.evidence is get_evidence("log_probability")
+    surrogate = learned_surrogate(play, regions.count, budget, beta, prior, link, generator)
+    every, log_mass = all_masks(regions.count), tabulated(surrogate, beta, prior).log_mass
+    chance = (log_mass.exp() @ every).clamp(1e-6, 1 - 1e-6)
+    ends = drawn_interval(surrogate, beta, prior, generator).clamp(1e-6, 1 - 1e-6).logit()
+    kl = (log_mass.exp() * (log_mass - log_prior(every, prior))).nan_to_num(0.0).sum()
+    functions = draw_functions(surrogate, 100, generator)
+    totals = beta * (log_prior(every, prior) + functions / beta).logsumexp(1)  # each function's log Z
+    low, high = torch.quantile(totals, torch.tensor([0.05, 0.95]).double())
+    bound = surrogate(every) @ log_mass.exp() - beta * kl
+    log_odds, variance, *told = (
+        one.to(game.image) for one in (chance.logit(), ((ends[:, 1] - ends[:, 0]) / 3.29).square(), bound, low, high)
+    )
+    interval = torch.stack([told[1].minimum(told[0]), told[2].maximum(told[0])])
+    heat = cluster_map([log_odds], [regions], setting.prior_log_odds, 0)
+    nothing, nan, error = torch.zeros_like(heat), heat.new_tensor(math.nan), (interval[1] - interval[0]) / 3.29
+    spent = len(surrogate.masks)
+    return State([log_odds], [variance], nothing, heat, nan, told[0], error, interval, (told[0],), forward=spent)
 
 # %% ../../nbs/03_inference/05_presence.ipynb #79cba562
 @dataclass(frozen=True, eq=False, repr=False)
@@ -487,10 +527,13 @@ class Problem:
     def run(self, image: int, anytime: bool = False) -> Iterator[State]:
         """The states of one image."""
         regions = [Regions(labels) for labels in self.partitions[:, image]]
+        left = self.options.budget - self.known
         evidence: Any = self.options.evidence
         batch_size = self.options.batch_size
         game = Game(self.model, self.images[image], self.target[image], self.baselines[:, image], evidence, batch_size)
-        return rounds(game, regions, self.options.budget - self.known, self.options, self.setting, anytime)
+        if self.setting.asks and regions[0].count <= 16 and len(self.baselines) == 1:
+            return iter([asked(game, regions[0], left, self.options, self.setting)])
+        return rounds(game, regions, left, self.options, self.setting, anytime)
 
 # %% ../../nbs/03_inference/05_presence.ipynb #39f87d68
 def _posed(model: Callable[[Tensor], Tensor], images: Tensor, target: Any, options: PresenceOptions) -> Problem:
@@ -566,7 +609,7 @@ def _warn_if_silent(problem: Problem, states: Sequence[State], stacklevel: int) 
     """Warn of images whose slopes are zero for every draw although their baselines differ from them."""
     if problem.setting.gradient:
         differs = (problem.baselines != problem.images).flatten(2).any(2).any(0)
-        slopes = torch.stack([state.slopes for state in states])
+        slopes = torch.stack([state.slopes if state.backward else torch.ones_like(state.slopes) for state in states])
         warn_vanished(torch.where(differs[:, None, None], slopes, 1.0), stacklevel=stacklevel)
 
 # %% ../../nbs/03_inference/05_presence.ipynb #1445103c
@@ -588,7 +631,9 @@ def infer_presence(model: Callable[[Tensor], Tensor], images: Tensor, target: An
     batch_size : masked images that go through the model together; bounds the memory
     seed : of all draws; the same image gets the same draws in any batch
     evidence : "log_probability" (nats), "margin", "logit", "probability" or a callable `(logits, target) -> (B,)`
-    estimator : "gradient", or "forward" for models without gradients
+    estimator : "gradient", or "forward" for models without gradients; None for "gradient", but for at most 16 clusters
+        of one partition of your own, one baseline and a budget of at least 32, nothing else about draws being chosen,
+        for evaluations of whole masks, by which interactions between clusters are learned
     weighting : "importance" or "uniform" weights of draws, see `importance_weights`
     steps : natural-gradient steps that share the budget (many with `learning_rate` < 1: mean field); None for one
     learning_rate : ρ of each step, or a function of the step's number 1, 2, …; None for 1/t, the running mean
