@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import inspect
 import json
 import math
@@ -13,7 +14,9 @@ import os
 import random
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..attack import ATTACKS, AttackResult
 from .parser import MODEL_HELP
@@ -47,7 +51,7 @@ from ..plot import heat_limit, outlines, save_figure, show_images, style
 from ..report import make_report
 
 # %% auto #0
-__all__ = ['COMMANDS', 'run_command']
+__all__ = ['PART', 'COMMANDS', 'run_command']
 
 # %% ../../nbs/10_cli.ipynb #69446a4b
 def _model(name: str, given: argparse.Namespace) -> tuple[str, Classifier]:
@@ -351,28 +355,159 @@ def _clusters(posteriors: Sequence[Any], images: ImageSet, model: Classifier) ->
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
-# %% ../../nbs/10_cli.ipynb #cd35afed
-def _explain(given: argparse.Namespace) -> list[Path]:
-    """A picture per image, a table of all clusters, and a JSON file with what was asked and what it cost."""
-    out = _place(given.out, folder=True)
-    _, model = _model(given.model, given)
-    images = _images(given.images, model, given)
+# %% ../../nbs/10_cli.ipynb #88bdfef2
+def _told(
+    given: argparse.Namespace, model: Classifier, images: ImageSet
+) -> tuple[list[Any], list[list[dict[str, Any]]]]:
+    """The posteriors of the classes asked about, and what is told of them, by class and image."""
     chosen = images.images.to(given.device)
     targets = [None] if given.target is None else [_class(name, model) for name in given.target]
     if len(set(targets)) < len(targets):
         raise ValueError(f"--target must name each class once, got {' '.join(given.target)}")
     posteriors = [_explained(given, model, chosen, target) for target in targets]
     chance = model.logits(chosen, given.batch_size).softmax(1)
-    facts = [[_facts(p, chance, i, name, model) for i, name in enumerate(images.names)] for p in posteriors]
+    return posteriors, [[_facts(p, chance, i, name, model) for i, name in enumerate(images.names)] for p in posteriors]
+
+# %% ../../nbs/10_cli.ipynb #cd35afed
+def _explain(given: argparse.Namespace) -> list[Path]:
+    """A picture per image, a table of all clusters, and a JSON file with what was asked and what it cost."""
+    out = _place(given.out, folder=True)
+    _, model = _model(given.model, given)
+    if given.parts or given.shard or given.resume or given.no_pictures or given.workers:
+        return _explain_folder(given, model, out)
+    images = _images(given.images, model, given)
+    posteriors, facts = _told(given, model, images)
     written = _pictures(given, images, [p.map.cpu() for p in posteriors], facts, out)
     if given.modes:
-        ways = _modes(given, model, chosen, posteriors[0])
+        ways = _modes(given, model, images.images.to(given.device), posteriors[0])
         written.append(save_figure(ways.plot(), out / "modes.png", dpi=200, close=True))
     written.append(_write_csv(_clusters(posteriors, images, model), out / "clusters.csv"))
     cost = {way: sum(getattr(p.evaluations, way) for p in posteriors) for way in ("forward", "backward")}
     summary = {"model": model.name, "budget": given.budget, "evaluations_per_image": cost, "seed": given.seed}
     told = [one for of_image in zip(*facts, strict=True) for one in of_image]
     return [*written, _write_json(summary | {"images": told}, out / "explain.json")]
+
+# %% ../../nbs/10_cli.ipynb #9ad673f6
+PART = 64  # images that are read, explained and written together
+
+
+def _part_names(files: int, shard: tuple[int, int] | None) -> list[str]:
+    """The names of the parts of so many files, or of a share of them; part k holds the files 64 k … 64 k + 63."""
+    which, shards = shard or (1, 1)
+    return [f"part-{k:06d}" for k in range(which - 1, -(-files // PART), shards)]
+
+
+def _part_files(files: Sequence[Path], name: str) -> Sequence[Path]:
+    """The files of a part."""
+    first = PART * int(name.removeprefix("part-"))
+    return files[first : first + PART]
+
+# %% ../../nbs/10_cli.ipynb #b93f049b
+def _agreed(out: Path, settings: dict[str, Any]) -> Path:
+    """Note in `out` what is asked, or refuse to add to what was asked otherwise."""
+    path = out / "run.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if other := [key for key in settings if before.get(key) != json.loads(json.dumps(settings[key]))]:
+            asked = ", ".join(f"{key} {before.get(key)} and now {settings[key]}" for key in other)
+            raise ValueError(f"--out must be a folder of one run, got {out}, which was begun with {asked}")
+    else:
+        _write_json(settings, path)
+    return path
+
+# %% ../../nbs/10_cli.ipynb #31ad7d82
+def _ahead(
+    files: Sequence[Path], names: Sequence[str], read: Callable[[Path], Any], workers: int
+) -> Iterator[tuple[str, list[Any]]]:
+    """Each part's name and what `read` makes of its files, or its error, while the part that follows is being read."""
+
+    def tried(file: Path) -> Any:
+        try:
+            return read(file)
+        except (ValueError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[str, list[Future[Any]]]] = deque()
+        for name in [*names, None]:
+            if name is not None:
+                waiting.append((name, [pool.submit(tried, file) for file in _part_files(files, name)]))
+            if len(waiting) > 1 or (name is None and waiting):
+                first, futures = waiting.popleft()
+                yield first, [future.result() for future in futures]
+
+# %% ../../nbs/10_cli.ipynb #835e7814
+_COLUMNS = {  # of the tables of images, in every part the same
+    "name": "string", "target": "Int64", "class": "string", "probability": "Float64", "bound_nats": "Float64",
+    "clusters": "Int64", "top_classes": "string", "forward": "Int64", "backward": "Int64", "file": "string",
+    "box_in_file": "string", "error": "string",
+}  # fmt: skip
+
+
+def _write_part(
+    given: argparse.Namespace, model: Classifier, names: Sequence[str], files: Sequence[Path], found: Sequence[Any],
+    part: str,
+) -> None:
+    """Explain the images of one part and write its pictures and tables, the table of images last: then it is done."""
+    out, good = Path(given.out), [i for i, one in enumerate(found) if isinstance(one, Tensor)]
+    rows: list[dict[str, Any]] = [{"name": names[i], "error": str(one)} for i, one in enumerate(found) if i not in good]
+    if good:
+        n, sources = len(good), tuple(str(files[i]) for i in good)
+        batch = torch.cat([found[i] for i in good])
+        kept = tuple(names[i] for i in good)
+        images = ImageSet(batch, torch.full((n,), -1), kept, sources, ("not stated",) * n, ("report",) * n)
+        posteriors, facts = _told(given, model, images)
+        if not given.no_pictures:
+            _pictures(given, images, [p.map.cpu() for p in posteriors], facts, out / "pictures" / part)
+        _write_parquet(_clusters(posteriors, images, model), out / "clusters" / f"{part}.parquet")
+        for posterior, of_class in zip(posteriors, facts, strict=True):
+            cost = {"forward": posterior.evaluations.forward, "backward": posterior.evaluations.backward}
+            for one in of_class:
+                nested = {key: json.dumps(one[key]) for key in ("top_classes", "box_in_file") if key in one}
+                rows.append(one | nested | cost)
+    rows.sort(key=lambda row: names.index(row["name"]))
+    table = pd.DataFrame(rows).reindex(columns=list(_COLUMNS)).astype(_COLUMNS)
+    _write_parquet(table, out / "images" / f"{part}.parquet")
+
+# %% ../../nbs/10_cli.ipynb #a1a7a054
+def _write_parquet(frame: pd.DataFrame, path: Path) -> Path:
+    """A table as Parquet, whole or not at all."""
+    with atomic_path(path) as temporary:
+        try:
+            frame.to_parquet(temporary, index=False)
+        except ImportError as error:
+            raise ImportError('parts are Parquet files, which need pyarrow: pip install "cvi_nb[paper]"') from error
+    return path
+
+# %% ../../nbs/10_cli.ipynb #1f92e259
+def _explain_folder(given: argparse.Namespace, model: Classifier, out: Path) -> list[Path]:
+    """Explain a folder part by part; parts that are there are left as they are."""
+    if len(given.images) != 1 or not Path(given.images[0]).is_dir():
+        told = "--parts, --shard, --resume, --no-pictures and --workers"
+        raise ValueError(f"{told} must go with one folder, got {' '.join(given.images)}")
+    if given.modes or given.scale == "run":
+        raise ValueError("--modes and --scale run must go without --parts: they look at all images at once")
+    root = Path(given.images[0])
+    files = image_files(root)[: given.count]
+    names = [file.relative_to(root).as_posix() for file in files]
+    asked = ("budget", "partition", "baseline", "temperature", "target", "seed", "npy", "scale")
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    settings = {"model": given.model, "images": len(files), "names": digest}
+    settings |= {key: getattr(given, key) for key in asked} | {"pictures": not given.no_pictures, "part": PART}
+    run, mine = _agreed(out, settings), _part_names(len(files), given.shard)
+    done = {name for name in mine if (out / "images" / f"{name}.parquet").exists()}
+    if done and not given.resume:
+        raise ValueError(f"--out holds {len(done)} of these {len(mine)} parts already, got {out}: --resume goes on")
+    read = partial(load_image, size=model.size, channels=_channels(model))
+    given, quiet = argparse.Namespace(**vars(given) | {"quiet": True}), given.quiet  # one bar: that of the folder
+    share = sum(len(_part_files(files, name)) for name in mine)
+    before = sum(len(_part_files(files, name)) for name in done)
+    with tqdm(total=share, initial=before, desc="explaining", unit="image", disable=quiet, smoothing=0.02) as bar:
+        for part, found in _ahead(files, [name for name in mine if name not in done], read, given.workers or 2):
+            at = slice(PART * int(part.removeprefix("part-")), None)
+            _write_part(given, model, names[at][: len(found)], files[at][: len(found)], found, part)
+            bar.update(len(found))
+    return [run, *(out / "images" / f"{name}.parquet" for name in mine)]
 
 # %% ../../nbs/10_cli.ipynb #9fa1dc95
 _ATTACKS = {name.replace("_", "-"): attack for name, attack in ATTACKS.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from importlib import metadata
 from typing import Any
 
@@ -33,6 +34,14 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:20]) < 10**9:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
+
+# %% ../../nbs/10_cli/01_parser.ipynb #4782d3a0
+def _shard(text: str) -> tuple[int, int]:
+    """`K/N`, the K-th of N, as two numbers."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"must be K/N with K from 1 to N, such as 3/16, got {text!r}")
+    return int(match[1]), int(match[2])
 
 # %% ../../nbs/10_cli/01_parser.ipynb #282f7824
 def _seed(text: str) -> int:
@@ -117,6 +126,21 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; made if missing")
     parser.add_argument("--count", type=_positive, metavar="N", help="at most so many images")
 
+# %% ../../nbs/10_cli/01_parser.ipynb #3a212385
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    """The options for folders of any size."""
+    parts = parser.add_argument_group(
+        "folders of any size",
+        "With one of these, a folder is read, explained and written 64 images at a time: DIR/images and DIR/clusters "
+        "hold a Parquet\nfile for each 64, DIR/pictures the pictures, DIR/run.json what was asked.",
+    )
+    parts.add_argument("--parts", action="store_true", help="do so, with nothing else changed")
+    shard = "explain the K-th of N shares of the folder; all N together are what one run would write"
+    parts.add_argument("--shard", type=_shard, metavar="K/N", help=shard)
+    parts.add_argument("--resume", action="store_true", help="go on where an earlier run ended, however it ended")
+    parts.add_argument("--no-pictures", action="store_true", help="tables alone")
+    parts.add_argument("--workers", type=_positive, metavar="N", help="threads that read images ahead (2)")
+
 # %% ../../nbs/10_cli/01_parser.ipynb #70f4ddc8
 def _add_explain(commands: Any) -> None:
     """`cvi explain`."""
@@ -128,7 +152,8 @@ def _add_explain(commands: Any) -> None:
         "(what was found, with the nats and interval of each region).",
         "  cvi explain cat.jpg --model efficientnet_lite0 --out explained\n"
         "  cvi explain *.png --model mnist_cnn --target 3 --target 8 --modes --out three-rather-than-eight\n"
-        "  cvi explain photos --model efficientnet_lite0 --count 4 --budget 256 --out explained",
+        "  cvi explain photos --model efficientnet_lite0 --count 4 --budget 256 --out explained\n"
+        "  cvi explain imagenet --model torchvision:resnet50 --device cuda --shard 3/16 --resume --no-pictures --out o",
     )  # fmt: skip
     _add_images(parser)
     _add_model(parser)
@@ -151,6 +176,7 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--temperature", type=_fraction, metavar="β", help=trust)
     modes = "also look for several distinct explanations: modes.png"
     parser.add_argument("--modes", action="store_true", help=modes)
+    _add_parts(parser)
 
 # %% ../../nbs/10_cli/01_parser.ipynb #0fc6c215
 def _add_attack(commands: Any) -> None:
