@@ -144,10 +144,11 @@ class OnDevice(TorchDispatchMode):
     """
 
     FREE = (
-        "rand normal bernoulli multinomial exponential uniform random geometric empty zeros ones full fill arange "
-        "linspace eye scalar_tensor copy clone lift detach view reshape permute transpose select slice expand squeeze "
-        "unsqueeze split unbind index gather stack cat as_strided alias t tril_indices unsafe_view set resize "
-        "local_scalar_dense repeat new_zeros new_empty new_ones new_full zero unfold chunk diagonal to"
+        "rand randn randint randperm normal bernoulli multinomial exponential uniform random geometric empty zeros "
+        "ones full fill arange linspace eye scalar_tensor copy clone lift detach view reshape permute transpose select "
+        "slice expand squeeze unsqueeze split unbind index gather stack cat as_strided alias t tril_indices "
+        "unsafe_view set resize local_scalar_dense repeat new_zeros new_empty new_ones new_full zero unfold chunk "
+        "diagonal to"
     ).split()
 
     def __init__(self, least: int = 784) -> None:

@@ -70,9 +70,9 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 
 WORKS: dict[str, Callable[..., Any]] = {
-    "presence": lambda m, x, y: CVI(m, budget=16).infer(x).criticality,
-    "presence, forward": lambda m, x, y: CVI(m, budget=16, estimator="forward").infer(x).criticality,
-    "noise": lambda m, x, y: infer_noise(m, x, budget=20).sensitivity,
+    "presence": lambda m, x, y: CVI(m, budget=16, partition="grid").infer(x).criticality,
+    "presence, forward": lambda m, x, y: CVI(m, budget=16, estimator="forward", partition="grid").infer(x).criticality,
+    "noise": lambda m, x, y: infer_noise(m, x, budget=20, partition="grid").sensitivity,
     "modes": lambda m, x, y: infer_modes(m, x[:1], budget=40, partition=stroke_partition(x[:1], 6)).probability,
     "exact": lambda m, x, y: exact_posterior(m, x[0], stroke_partition(x, 6)[0], 0).probability,
     "certify": lambda m, x, y: certify(m, x, 0.5, samples=50, selection_samples=20).radius,
@@ -117,7 +117,7 @@ def test_judging_computes_where_it_is_asked(here: Any) -> None:
     model, images, labels = here
     with OnDevice() as device, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        maps = {"photo": images[:, 0], "CVI": CVI(model, budget=16).infer(images).criticality}
+        maps = {"photo": images[:, 0], "CVI": CVI(model, budget=16, partition="grid").infer(images).criticality}
         judged = evaluate_faithfulness(model, images, labels, maps, steps=2, tile_steps=2, metrics=("deletion",))
         assert judged.frame["value"].notna().all()
         attack_confined(model, images, labels, maps, (0.2,), steps=2, norm_steps=2, progress=False)
@@ -139,8 +139,6 @@ def test_a_report_of_robustness_computes_where_it_is_asked(here: Any) -> None:
 def test_the_same_numbers_as_on_the_cpu(here: Any) -> None:
     model, images, _labels = here
     network = load_classifier("mnist_cnn")
-    with OnDevice():
-        there = CVI(model, budget=16).infer(images).criticality
     cpu = CVI(network, budget=16, partition="grid").infer(images.raw).criticality
     with OnDevice():
         there = CVI(model, budget=16, partition="grid").infer(images).criticality
