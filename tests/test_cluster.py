@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """150 digits as files in two sub-folders, one of them no image."""
     place = tmp_path_factory.mktemp("folder")
     digits = load_digits("report")
-    for i, image in enumerate(digits.images[::7][:150]):
+    for i, image in enumerate(digits.images[::6][:150]):
         path = place / "images" / f"{i % 2}" / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((255 * image[0]).round().byte().numpy()).save(path)
