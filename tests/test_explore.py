@@ -1,5 +1,6 @@
 """The explorer in a real JupyterLab in a headless browser: Playwright with the Chromium of the system."""
 
+import contextlib
 import json
 import os
 import re
@@ -65,7 +66,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import TimeoutError, expect, sync_playwright
 
     shots = Path(os.environ.get("CVI_SCREENSHOTS", tmp_path))
     with sync_playwright() as driver:
@@ -73,9 +74,13 @@ def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.set_default_timeout(180_000)
         page.goto(lab)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()  # a kernel listens
-        page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
+        runs = page.locator(".jp-InputPrompt", has_text=re.compile(r"\[(\*|\d+)\]")).first
+        for _ in range(20):  # what is typed before a kernel listens is lost
+            page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+            page.keyboard.press("Shift+Enter")
+            with contextlib.suppress(TimeoutError):
+                runs.wait_for(timeout=5000)
+                break
         explain = page.get_by_role("button", name="Explain", exact=True)
         try:
             explain.wait_for()

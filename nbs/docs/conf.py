@@ -27,7 +27,7 @@ html_title = "CVI"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("tutorial", "gallery", "contributing", "changelog")}
+html_sidebars = {page: [] for page in ("tutorial", "front", "gallery", "contributing", "changelog")}
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
