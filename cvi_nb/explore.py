@@ -295,7 +295,8 @@ class Explorer:
         asks = [c[name] for name in ("photo", "upload", "class", "family", "bandwidth", "budget", "threshold")]
         buttons = widgets.HBox([c[name] for name in ("explain", "attack", "stop")])
         column = widgets.VBox([*asks, buttons, c["bar"], c["line"]])
-        shown = widgets.VBox([r["map"], r["regions"], r["attack"], r["call"]])
+        beside = widgets.Layout(flex="1 1 400px", min_width="0")  # below the controls where the page is narrow
+        shown = widgets.VBox([r["map"], r["regions"], r["attack"], r["call"]], layout=beside)
         self.view = widgets.HBox([column, shown], layout=widgets.Layout(flex_flow="row wrap"))
         c["explain"].on_click(lambda _: self.explain())
         c["attack"].on_click(lambda _: self.attack())
