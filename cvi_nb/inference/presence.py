@@ -56,7 +56,7 @@ from cvi_nb.validation import (
 
 # %% auto #0
 __all__ = ['PresenceOptions', 'Setting', 'settle', 'listen', 'State', 'stepped', 'rounds', 'asked', 'PresenceMarginals',
-           'Posterior', 'Problem', 'infer_presence', 'presence_steps']
+           'PresenceMaps', 'Posterior', 'Problem', 'infer_presence', 'presence_steps']
 
 # %% ../../nbs/03_inference/05_presence.ipynb #83a13900
 def _widths(smoothing: Any, estimator: str | None) -> tuple[float, ...] | None:
@@ -402,57 +402,28 @@ class PresenceMarginals:
         log_odds = self.probability.clamp(1e-6, 1 - 1e-6).logit()
         return (log_odds - prior).sign() * bernoulli_kl(log_odds, prior)
 
-# %% ../../nbs/03_inference/05_presence.ipynb #0a90fd8c
+# %% ../../nbs/03_inference/05_presence.ipynb #92e41505
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Posterior(PresenceMarginals):
-    """What was inferred about B images; partition and marginals are those of the partitions' common refinement.
+class PresenceMaps(PresenceMarginals):
+    """What the decisions about B images rest on, pixel by pixel and for any region.
 
-    Attributes
-    ----------
     images : (B, C, H, W) in [0, 1]; target : (B,) int64 or (B, K) bool
     criticality : (B, H, W), weight of evidence per pixel, in nats, signed; `map` is another name
-    bound, bound_interval : (B,) and (B, 2), a lower bound of log Z in nats, in expectation, and its 90 % interval: from
-        all draws where they are the prior's, else F(q) from fresh ones; bound_error : (B,), standard error of `bound`
-    evaluations : forward and backward evaluations spent on *each* image; spent : (B,), forward ones of each
-    log_odds : per averaged partition, (B, R_p) natural parameters η; partitions : (P, B, H, W) int64
-    temperature, feather : as given
-    trace : (steps, B), the bound at the q that each step drew from, estimated by its draws, in nats; exact in
-        expectation for hard gates of the clusters alone; NaN after an image has stopped
-    agreement : (B,), Spearman correlation of the map with that of the step before, NaN after a single step
-        and where a map is constant
-    fields : per image the posterior of its evidence field, None where the prior is flat on somebody's own clusters;
-        variance : per averaged partition (B, R_p), of η by the draws alone
-    model : the classifier that was asked; options : for `modes`; baselines : (K, B, C, H, W), what stood in
+    fields : per image the posterior of its evidence field, None where the prior is flat on somebody's own clusters
+    partitions : (P, B, H, W) int64; log_odds, variance : per averaged partition, (B, R_p) natural parameters η, and
+        their variance by the draws alone
     """
 
     images: Tensor
     target: Tensor
     criticality: Tensor
-    bound: Tensor
-    bound_error: Tensor
-    bound_interval: Tensor
-    evaluations: Evaluations
-    log_odds: tuple[Tensor, ...]
+    fields: tuple[FieldPosterior | None, ...]
     partitions: Tensor
-    temperature: float
-    feather: float
-    trace: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    spent: Tensor = field(default_factory=lambda: torch.empty(0))
-    agreement: Tensor = field(default_factory=lambda: torch.empty(0))
-    fields: tuple[FieldPosterior | None, ...] = ()
-    variance: tuple[Tensor, ...] = ()
-    baselines: Tensor | None = None
-    model: Any = None
-    options: dict[str, Any] = field(default_factory=dict)
-    modes: ClassVar[Callable[..., Any]]  # later chapters', see `cvi` and `critical`
-    regions: ClassVar[Callable[..., Any]]
+    log_odds: tuple[Tensor, ...]
+    variance: tuple[Tensor, ...]
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def __repr__(self) -> str:
-        some = f"images={len(self)}, clusters={self.clusters.tolist()}, partitions={len(self.partitions)}"
-        return f"Posterior({some}, evaluations per image=({self.evaluations}))"
 
     @property
     def map(self) -> Tensor:
@@ -461,16 +432,58 @@ class Posterior(PresenceMarginals):
 
     def evidence(self, masks: Tensor, image: int = 0) -> tuple[Tensor, Tensor]:
         """Evidence (M,) in nats of any regions `masks` (M, H, W) bool of one image, and its standard deviation (M,)."""
-        image = check_integer(image, "image", least=0, most=len(self) - 1)
-        masks = check_tensor(masks, "masks", "(M, H, W)", floating=False)
-        if (found := self.fields[image]) is not None:
-            return found.evidence(masks)
-        masks = masks.to(self.criticality)
-        errors = []
-        for labels, variance in zip(self.partitions[:, image], self.variance, strict=True):
-            one = Regions(labels)
-            errors.append((one.mean(masks).square() @ variance[image, : one.count]).sqrt())
-        return (masks * self.criticality[image]).sum((1, 2)), torch.stack(errors).mean(0)
+        return _evidence(self, masks, image)
+
+# %% ../../nbs/03_inference/05_presence.ipynb #e0f5bed2
+def _evidence(posterior: PresenceMaps, masks: Tensor, image: int) -> tuple[Tensor, Tensor]:
+    """`Posterior.evidence`."""
+    image = check_integer(image, "image", least=0, most=len(posterior) - 1)
+    masks = check_tensor(masks, "masks", "(M, H, W)", floating=False)
+    if (found := posterior.fields[image]) is not None:
+        return found.evidence(masks)
+    masks = masks.to(posterior.criticality)
+    errors = []
+    for labels, variance in zip(posterior.partitions[:, image], posterior.variance, strict=True):
+        one = Regions(labels)
+        errors.append((one.mean(masks).square() @ variance[image, : one.count]).sqrt())
+    return (masks * posterior.criticality[image]).sum((1, 2)), torch.stack(errors).mean(0)
+
+# %% ../../nbs/03_inference/05_presence.ipynb #0a90fd8c
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Posterior(PresenceMaps):
+    """What was inferred about B images; partition and marginals are those of the partitions' common refinement.
+
+    Attributes
+    ----------
+    bound, bound_interval : (B,) and (B, 2), a lower bound of log Z in nats, in expectation, and its 90 % interval: from
+        all draws where they are the prior's, else F(q) from fresh ones; bound_error : (B,), standard error of `bound`
+    evaluations : forward and backward evaluations spent on *each* image; spent : (B,), forward ones of each
+    temperature, feather : as given
+    trace : (steps, B), the bound at the q that each step drew from, estimated by its draws, in nats; exact in
+        expectation for hard gates of the clusters alone; NaN after an image has stopped
+    agreement : (B,), Spearman correlation of the map with that of the step before, NaN after a single step
+        and where a map is constant
+    model : the classifier that was asked; options : for `modes`; baselines : (K, B, C, H, W), what stood in
+    """
+
+    bound: Tensor
+    bound_error: Tensor
+    bound_interval: Tensor
+    evaluations: Evaluations
+    temperature: float
+    feather: float
+    trace: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    spent: Tensor = field(default_factory=lambda: torch.empty(0))
+    agreement: Tensor = field(default_factory=lambda: torch.empty(0))
+    baselines: Tensor | None = None
+    model: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+    modes: ClassVar[Callable[..., Any]]  # later chapters', see `cvi` and `critical`
+    regions: ClassVar[Callable[..., Any]]
+
+    def __repr__(self) -> str:
+        some = f"images={len(self)}, clusters={self.clusters.tolist()}, partitions={len(self.partitions)}"
+        return f"Posterior({some}, evaluations per image=({self.evaluations}))"
 
     def to_frame(self) -> pd.DataFrame:
         """One row per image and cluster: area, probability, its interval, and mean criticality (nats per pixel)."""
@@ -481,13 +494,18 @@ class Posterior(PresenceMarginals):
 
         `options` go to `cvi_nb.plot.heat_grid`; with a `partition` of your own, its outlines are drawn instead.
         """
-        regions = [] if "partition" in options else [self.regions(image=i) for i in range(len(self))]
-        outlined = {"partition": torch.stack([one.labels for one in regions]).cpu()} if regions else {}
-        given = {"unit": "nats per pixel"} | outlined | options
-        figure = heat_grid(self.images.cpu(), {"criticality": self.criticality.cpu()}, **given)
-        for one, ax in zip(regions, figure.axes[::2], strict=False):
-            one.write(ax)
-        return figure
+        return _plotted(self, options)
+
+# %% ../../nbs/03_inference/05_presence.ipynb #4a4c2d1b
+def _plotted(posterior: Posterior, options: dict[str, Any]) -> Any:
+    """`Posterior.plot`."""
+    regions = [] if "partition" in options else [posterior.regions(image=i) for i in range(len(posterior))]
+    outlined = {"partition": torch.stack([one.labels for one in regions]).cpu()} if regions else {}
+    given = {"unit": "nats per pixel"} | outlined | options
+    figure = heat_grid(posterior.images.cpu(), {"criticality": posterior.criticality.cpu()}, **given)
+    for one, ax in zip(regions, figure.axes[::2], strict=False):
+        one.write(ax)
+    return figure
 
 # %% ../../nbs/03_inference/05_presence.ipynb #9a981ce7
 def _rows(posterior: Posterior, image: int) -> pd.DataFrame:
