@@ -1,8 +1,10 @@
 """Minimum-norm attacks and Carlini & Wagner against a linear model, whose distances are known exactly."""
 
+import importlib.util
 import itertools
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from cvi_nb.attack import (
     sigma_zero,
     targeted_cases,
 )
+from cvi_nb.data import load_digits
 
 ATTACKS = {
     "deepfool": deepfool,
@@ -210,3 +213,47 @@ def test_cases_are_ordered() -> None:
     model, x, y = problem()
     table = targeted_cases(model, x, y, deepfool, classes=3).to_frame()
     assert table.distance["best"] <= table.distance["average"] <= table.distance["worst"]
+
+
+def kept_network(name: str) -> nn.Module:
+    """A network of the attacks' benchmark, which none of the attacks' defaults were chosen on."""
+    path = Path(__file__).parent.parent / "nbs" / "benchmarks" / "networks.py"
+    spec = importlib.util.spec_from_file_location("benchmark_networks", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load(name)
+
+
+@pytest.mark.parametrize("name", ["tanh", "residual"])
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+def test_more_steps_never_hurt(name, norm) -> None:
+    network, digits = kept_network(name), load_digits("development")[range(0, 4000, 500)]
+    labels = network(digits.images).argmax(1)
+    for target in (None, "next"):
+        far = torch.full((len(labels),), math.inf)
+        for steps in (100, 150, 200, 300):
+            result = minimum_norm(network, digits.images, labels, norm=norm, steps=steps, target=target)
+            assert (result.backward <= steps).all()
+            now = result.distance.nan_to_num(nan=math.inf)
+            assert (now <= far * (1 + 1e-3)).all()  # the last bisection is not a step of the longer search
+            far = torch.minimum(far, now)
+        assert far.isfinite().all()
+
+
+def test_the_walk_returns_to_its_best() -> None:
+    """A boundary bent so strongly that full linearised steps leave it."""
+
+    class Ring(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            away = (x - 0.5).flatten(1)
+            wave = 0.3 * torch.sin(25 * away[:, 0]) + away[:, 1]
+            return torch.stack([torch.full_like(wave, 0.2), wave], 1)
+
+    x = torch.full((1, 1, 2, 2), 0.5)
+    x[0, 0, 1] = 0.0
+    lines = torch.linspace(0, 1, 2001)
+    away = torch.stack([lines, 0.7 - 0.3 * torch.sin(25 * (lines - 0.5))], 1) - 0.5
+    nearest = float(away[(away.abs() <= 0.5).all(1)].norm(dim=1).min())
+    result = minimum_norm(Ring(), x, torch.zeros(1, dtype=torch.int64), steps=200)
+    assert result.success.all() and float(result.distance) <= 1.002 * nearest

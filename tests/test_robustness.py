@@ -589,3 +589,30 @@ def test_labels_of_any_integer_type(networks: dict[str, Classifier], dtype: torc
         for labels in (LABELS[:3], LABELS[:3].to(dtype), LABELS[:3].numpy())
     ]
     assert frames[0].equals(frames[1]) and frames[0].equals(frames[2])
+
+
+def test_l1_is_a_norm_of_the_threat(networks: dict[str, Classifier]) -> None:
+    threat = Threat.quick(
+        IMAGES,
+        linf=(0.1,),
+        l2=(),
+        l1=(4.0, 12.0),
+        steps=10,
+        queries=5,
+        targets=1,
+        targeted_steps=10,
+        noise_budget=0,
+        samples=0,
+    )
+    found = evaluate_robustness(networks["plain"], IMAGES[:6], LABELS[:6], threat)
+    far = found.examples["distance_l1"].to_numpy()
+    right = found.examples["correct"].to_numpy()
+    lengths = (found.adversarial["l1"] - IMAGES[:6]).flatten(1).norm(1, dim=1).numpy()
+    assert (abs(lengths - far)[right & (far < math.inf)] < 1e-4).all() and (far[right] > 0).all()
+    curve = found.curves[found.curves["norm"] == "l1"]
+    for eps in (4.0, 12.0):
+        told = float(curve.loc[(curve["eps"] - eps).abs() < 1e-9, "accuracy"].iloc[0])
+        assert told == pytest.approx((right & (far > eps)).mean())
+    assert {"PGD", "worst case"} <= set(found.attacks.loc[found.attacks["norm"] == "l1", "attack"])
+    for key, d in found.aimed.items():  # a report's curve never lies above any distance found
+        assert (found.nearest[key].distance <= d.amin(1) + 1e-9).all()

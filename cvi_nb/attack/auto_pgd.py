@@ -132,11 +132,11 @@ def auto_climb(
     return at.rows[~fooled[at.rows]]
 
 # %% ../../nbs/04_attack/08_auto_pgd.ipynb #d1eaea25
-@register_attack((math.inf, 2), ball=True)
+@register_attack((math.inf, 2, 1), ball=True)
 def apgd(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     norm: Norm = math.inf,
@@ -145,20 +145,20 @@ def apgd(
     rho: float = 0.75,
     **options: Unpack[Restarts],
 ) -> AttackResult:
-    """Auto-PGD in an L∞ or L2 ball.
+    """Auto-PGD in an L∞, L2 or L1 ball.
 
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
-    eps, norm : radius of the ball, and inf or 2
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
+    eps, norm : radius of the ball, and inf, 2 or 1
     loss : "ce" (cross-entropy), "dlr" (difference-of-logits ratio), or "margin"
     steps, rho : gradient steps of a run, and the share of rising ones below which a step is halved
     options : see `Restarts`
 
     Raises `TypeError` or `ValueError` for arguments out of range. Croce & Hein 2020, algorithm 1.
     """
-    eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(2, math.inf))
+    eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(1, 2, math.inf))
     steps, rho = check_integer(steps, "steps", least=1), check_real(rho, "rho", above=0)
     restarts = check_integer(options.pop("restarts", 1), "restarts", least=1)
     early_stop = check_flag(options.pop("early_stop", True), "early_stop")
@@ -181,11 +181,11 @@ def _towards(run: Run, aim: Tensor) -> Loss:
     return loss
 
 # %% ../../nbs/04_attack/08_auto_pgd.ipynb #17dc4de0
-@register_attack((math.inf, 2), ball=True)
+@register_attack((math.inf, 2, 1), ball=True)
 def apgd_targeted(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     norm: Norm = math.inf,
@@ -200,14 +200,13 @@ def apgd_targeted(
 
     Raises `TypeError` or `ValueError` for arguments out of range. Croce & Hein 2020, section 4.
     """
-    eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(2, math.inf))
+    eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(1, 2, math.inf))
     steps, rho = check_integer(steps, "steps", least=1), check_real(rho, "rho", above=0)
     targets, restarts = check_integer(targets, "targets", 1), check_integer(options.pop("restarts", 1), "restarts", 1)
     early_stop = check_flag(options.pop("early_stop", True), "early_stop")
     run = Run(model, images, labels, norm=norm, eps=eps, **options)
     x, rows = run.images.clone(), run.todo
-    others = run.clean.scatter(1, run.labels[:, None], -math.inf).argsort(1, descending=True)[:, :-1]
-    for aim in others.T[:targets] if run.target is None else run.target[None]:
+    for aim in run.rivals(run.everyone, targets).T:
         for _ in range(restarts):
             x[rows] = draw_start(run, eps)[rows]
             rows = auto_climb(run, x, rows, _towards(run, aim), steps, rho, early_stop)

@@ -29,7 +29,7 @@ def kurakin_steps(eps: float) -> int:
 def bim(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     step_size: float = 1 / 255,
@@ -41,7 +41,7 @@ def bim(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     eps : radius of the L∞ ball in units of [0, 1]
     step_size : α, the length of a step, in units of [0, 1]
     steps : how many; None means `kurakin_steps(eps)`
@@ -53,7 +53,7 @@ def bim(
 
 # %% ../../nbs/04_attack/05_basic_iterative.ipynb #bed9337a
 def _descend(
-    name: str, model: Model, images: Tensor, labels: Tensor, eps: float, step_size: float, steps: int | None,
+    name: str, model: Model, images: Tensor, labels: Tensor | None, eps: float, step_size: float, steps: int | None,
     options: EarlyStop,
 ) -> AttackResult:  # fmt: skip
     eps, step_size = check_real(eps, "eps", least=0), check_real(step_size, "step_size", above=0)
@@ -70,7 +70,7 @@ def _descend(
 def iterative_least_likely(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     step_size: float = 1 / 255,

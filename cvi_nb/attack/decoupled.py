@@ -23,7 +23,7 @@ __all__ = ['ddn']
 def ddn(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     steps: int = 100,
     gamma: float = 0.05,
@@ -35,7 +35,7 @@ def ddn(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     steps : gradients spent on each image
     gamma, initial : factor of the radius, in (0, 1), and its first value
     options : see `Options`

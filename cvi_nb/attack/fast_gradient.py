@@ -19,13 +19,15 @@ __all__ = ['fgsm', 'targeted_gradient_sign']
 
 # %% ../../nbs/04_attack/04_fast_gradient.ipynb #eaf43c79
 @register_attack((math.inf,), ball=True)
-def fgsm(model: Model, images: Tensor, labels: Tensor, *, eps: float, **options: Unpack[Options]) -> AttackResult:
+def fgsm(
+    model: Model, images: Tensor, labels: Tensor | None = None, *, eps: float, **options: Unpack[Options]
+) -> AttackResult:
     """Fast gradient sign method: x + ε sign ∇J(x, y), clipped to [0, 1].
 
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     eps : radius of the L∞ ball in units of [0, 1]; 0 leaves the clean predictions
     options : see `Options`
 
@@ -40,7 +42,7 @@ def fgsm(model: Model, images: Tensor, labels: Tensor, *, eps: float, **options:
 # %% ../../nbs/04_attack/04_fast_gradient.ipynb #1e41c5a4
 @register_attack((math.inf,), ball=True, target="least_likely")
 def targeted_gradient_sign(
-    model: Model, images: Tensor, labels: Tensor, *, eps: float, **options: Unpack[Options]
+    model: Model, images: Tensor, labels: Tensor | None = None, *, eps: float, **options: Unpack[Options]
 ) -> AttackResult:
     """Targeted gradient sign method: x − ε sign ∇J(x, t), by default towards the least likely class; see `fgsm`.
 

@@ -17,15 +17,7 @@ from .run import AttackResult, Options, Run, register_attack
 from ..validation import check_integer, check_norm, check_real
 
 # %% auto #0
-__all__ = ['likely_rivals', 'nearest_rival', 'deepfool']
-
-# %% ../../nbs/04_attack/10_first_crossing.ipynb #cb588cd5
-def likely_rivals(run: Run, rows: Tensor, most: int) -> Tensor:
-    """Classes (n, k) that samples `rows` may be sent to: the target, or the `most` likely besides the label."""
-    if run.target is not None:
-        return run.target[rows, None]
-    logits = run.clean[rows].scatter(1, run.labels[rows, None], -math.inf)
-    return logits.topk(min(most, logits.shape[1] - 1), 1).indices
+__all__ = ['nearest_rival', 'deepfool']
 
 # %% ../../nbs/04_attack/10_first_crossing.ipynb #06c35ba5
 def nearest_rival(
@@ -52,7 +44,7 @@ def nearest_rival(
 def deepfool(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     norm: Norm = 2,
     steps: int = 50,
@@ -65,7 +57,7 @@ def deepfool(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     norm, steps : 2 or inf; how many steps at most, each of `rivals` + 1 gradients
     overshoot : the paper's η, not negative; rivals : how many of the likeliest other classes are looked at
     options : see `Options`
@@ -79,7 +71,7 @@ def deepfool(
     for _ in run.steps(steps, "DeepFool"):
         if not len(rows):
             break
-        logits, _, step = nearest_rival(run, x, rows, likely_rivals(run, rows, rivals), norm, ahead)
+        logits, _, step = nearest_rival(run, x, rows, run.rivals(rows, rivals), norm, ahead)
         run.record(logits, rows)
         x = run.inside(run.images[rows] + (1 + overshoot) * (x + step - run.images[rows]), rows)
         ahead = run.logits(x, rows)

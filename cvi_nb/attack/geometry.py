@@ -73,14 +73,20 @@ def unblocked(slope: Tensor, x: Tensor, room: float = 0.0) -> Tensor:
 
 # %% ../../nbs/04_attack/02_geometry.ipynb #ed00792f
 def steepest(slope: Tensor, norm: Norm, x: Tensor | None = None) -> Tensor:
-    """The δ of length 1 in L∞ or L2 that climbs `slope` (B, C, H, W) fastest: its sign, or its direction.
+    """The δ of length 1 in L∞, L2 or L1 that climbs `slope` (B, C, H, W): its sign, direction, or largest entries.
 
-    With images `x` given, L2 wastes no length on pixels at 0 or 1 that the slope pushes outwards. Zero stays zero.
+    L1 spreads over the largest twentieth, for the one largest is soon at its bound. With images `x` given, L2 and L1
+    waste no length on pixels at 0 or 1 that the slope pushes outwards. Zero stays zero.
     """
     if norm == math.inf:
         return slope.sign()
     if x is not None:
         slope = unblocked(slope, x)
+    if norm == 1:
+        size = slope.abs().flatten(1)
+        chosen = size.topk(max(1, size.shape[1] // 20), 1)
+        push = torch.zeros_like(size).scatter_(1, chosen.indices, (chosen.values > 0).to(size.dtype))
+        return slope.sign() * (push / push.sum(1, keepdim=True).clamp_min(1)).view_as(slope)
     slope = slope / per_sample(norms(slope, math.inf).clamp_min(1e-37), slope)  # squares of tiny slopes would vanish
     return slope / per_sample(norms(slope, 2).clamp_min(1e-12), slope)
 
@@ -91,15 +97,31 @@ def inside(x: Tensor, images: Tensor, support: Tensor | None = None) -> Tensor:
     return x if support is None else torch.where(support, x, images)
 
 # %% ../../nbs/04_attack/02_geometry.ipynb #e5bb7499
+def _confine_l1(x: Tensor, images: Tensor, eps: float | Tensor) -> Tensor:
+    """The nearest images to `x` in the L1 ball and the cube: sizes lowered by one threshold, found by bisection."""
+    delta = x - images
+    size, room = delta.abs().flatten(1), torch.where(delta > 0, 1 - images, images).flatten(1)
+    radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
+    low = torch.zeros_like(radius)
+    high = torch.where(torch.minimum(size, room).sum(1) > radius, size.amax(1), low)
+    for _ in range(30):
+        middle = (low + high) / 2
+        over = torch.minimum((size - middle[:, None]).clamp_min(0), room).sum(1) > radius
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return images + delta.sign() * torch.minimum((size - high[:, None]).clamp_min(0), room).view_as(delta)
+
+
 def confine(x: Tensor, images: Tensor, eps: float | Tensor, norm: Norm, support: Tensor | None = None) -> Tensor:
     """The nearest images to `x` (n, C, H, W) in the ball of radius `eps` around `images`, in [0, 1] and the support.
 
-    `eps` is a number or (n,). Exact in L∞ and L2; in L0 and L1 the projection on the ball, then clipped.
+    `eps` is a number or (n,). Exact in L∞, L2 and L1; in L0 the projection on the ball, then clipped.
     """
+    if support is not None and norm in (1, 2):
+        x = torch.where(support, x, images)
+    if norm == 1:
+        return inside(_confine_l1(x, images, eps), images, support)
     if norm != 2:
         return inside(images + project(x - images, eps, norm), images, support)
-    if support is not None:
-        x = torch.where(support, x, images)
     delta = x - images
     scale = (eps / norms(delta, 2).clamp_min(1e-30)).clamp_max(1)
     for _ in range(8):  # the length grows towards eps from below as more pixels are stopped

@@ -24,7 +24,7 @@ __all__ = ['momentum', 'mi_fgsm']
 def mi_fgsm(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     norm: Norm = math.inf,
@@ -38,7 +38,7 @@ def mi_fgsm(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     eps, norm : radius of the ball, and inf or 2
     steps, step_size : how many, and how long; None means ε / steps
     decay : μ, not negative

@@ -27,20 +27,22 @@ def draw_start(run: Run, eps: float) -> Tensor:
         drawn = -eps + 2 * eps * torch.rand(shape, generator=run.generator)
         return run.confine(run.images + drawn.to(run.images), run.everyone, eps)
     direction = torch.randn(shape, generator=run.generator).to(run.images)
+    if run.norm == 1:  # of Laplace's distribution, whose level sets are the ball's
+        direction = direction.sign() * torch.empty(shape).exponential_(generator=run.generator).to(run.images)
     radius = torch.rand(len(run.everyone), generator=run.generator).to(run.images)
     if run.support is not None:
         direction = direction * run.support
     length = eps * radius ** (1 / max(1, math.prod(shape[1:])))
-    scale = length / norms(direction, 2).clamp_min(1e-30)
+    scale = length / norms(direction, run.norm).clamp_min(1e-30)
     return run.confine(run.images + direction * per_sample(scale, direction), run.everyone, eps)
 
 # %% ../../nbs/04_attack/06_projected.ipynb #5e62c03a
-@register_attack((math.inf, 2), ball=True)
+@register_attack((math.inf, 2, 1), ball=True)
 @renamed(alpha="step_size")
 def pgd(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     norm: Norm = math.inf,
@@ -49,20 +51,20 @@ def pgd(
     random_start: bool = True,
     **options: Unpack[Restarts],
 ) -> AttackResult:
-    """Projected gradient descent in an L∞ or L2 ball.
+    """Projected gradient descent in an L∞, L2 or L1 ball.
 
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
-    eps, norm : radius of the ball, and inf or 2
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
+    eps, norm : radius of the ball, and inf, 2 or 1
     steps, step_size : how many, and how long in the same norm; None means 2.5 ε / steps
     random_start : start uniformly in the ball; False starts at the image, and allows one run only
     options : see `Restarts`
 
     Raises `TypeError` or `ValueError` for arguments out of range. Madry et al. 2018.
     """
-    eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(2, math.inf))
+    eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(1, 2, math.inf))
     steps, step_size = check_integer(steps, "steps", 1), check_real(step_size, "step_size", above=0, optional=True)
     restarts = check_integer(options.pop("restarts", 1), "restarts", 1)
     early_stop = check_flag(options.pop("early_stop", True), "early_stop")

@@ -20,7 +20,7 @@ from tqdm.auto import trange
 from .geometry import Norm, confine, grid_points, inside, norms, per_sample, steepest
 from .oracle import Loss, Model, Oracle, ZeroGradientWarning, distrust, rounding
 from ..lazy import pandas as pd
-from ..models import Evaluations, margin
+from ..models import Evaluations, class_mask, margin
 from ..plot import show_images
 from cvi_nb.validation import (
     check_choice,
@@ -41,14 +41,14 @@ __all__ = ['Target', 'RULES', 'Function', 'ATTACKS', 'choose_target', 'cluster_s
            'Restarts', 'renamed', 'Measured', 'AttackResult', 'Search', 'Run', 'climb', 'Attack', 'register_attack']
 
 # %% ../../nbs/04_attack/03_run.ipynb #7085bb46
-Target = int | Tensor | Sequence[int] | str | None
+Target = int | Tensor | Sequence[int] | str | None  # a bool tensor (K,) or (B, K) is a set of classes
 RULES = ("least_likely", "next", "random")
 
 
 def choose_target(target: Target, labels: Tensor, logits: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Target classes (B,) int64, none of them the label, from a class, classes, or a rule of `RULES`.
+    """Target classes (B,) int64, or sets (B, K) bool, without the label: from a class, classes, sets, or a rule.
 
-    Raises `ValueError` for an unknown rule, classes out of range, or a target that is the label itself.
+    Raises `ValueError` for an unknown rule, classes out of range, an empty set, or a target that holds the label.
     """
     batch, classes = logits.shape
     if target is None:
@@ -62,6 +62,16 @@ def choose_target(target: Target, labels: Tensor, logits: Tensor, generator: tor
         if target == "random":
             step = torch.randint(1, classes, (batch,), generator=generator).to(labels.device)
         return (labels + step) % classes
+    if isinstance(target, Tensor) and target.dtype == torch.bool:
+        sets = check_tensor(target, "target", "(K,) or (B, K)", floating=False).to(labels.device)
+        if sets.shape not in ((classes,), (batch, classes)):
+            raise ValueError(
+                f"`target` must have shape ({batch}, {classes}), sets of classes, got {tuple(sets.shape)}."
+            )
+        sets = sets.expand(batch, -1).clone()
+        if not bool(sets.any(1).all()) or bool(sets.gather(1, labels[:, None]).any()):
+            raise ValueError("`target` must be sets with a class and without the label, got an empty one or the label.")
+        return sets
     alone = isinstance(target, int) or (hasattr(target, "ndim") and target.ndim == 0)
     found = check_labels([int(target)] * batch if alone else target, batch, classes, "target")  # type: ignore[arg-type]
     found = found.to(labels.device)
@@ -83,34 +93,40 @@ def cluster_support(partition: Tensor, clusters: Tensor | Sequence[Sequence[int]
 # %% ../../nbs/04_attack/03_run.ipynb #5aeaf20a
 @dataclass(eq=False)
 class Goal:
-    """What counts as fooled, for samples of `labels` (B,) and `target` (B,) or None; of logits (n, K), rows (n,)."""
+    """What counts as fooled, for samples of `labels` (B,) and `target`; of logits (n, K), rows (n,).
+
+    `target`: classes (B,), sets of classes (B, K) bool of which any will do, or None.
+    """
 
     labels: Tensor
     target: Tensor | None = None
     precision: float = 1e-5  # share of a logit that rounding may move
+
+    def aim(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Classes (n, K) bool that are aimed at; without a target, the label, which is to be left."""
+        return class_mask((self.labels if self.target is None else self.target)[rows], logits.shape[1], len(rows))
 
     def achieved(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether the top class is the target, or not the label: (n,) bool. NaN is no class."""
         if not len(rows):
             return torch.zeros(0, dtype=torch.bool, device=logits.device)
         top = logits.argmax(1)
-        hit = top != self.labels[rows] if self.target is None else top == self.target[rows]
+        inside = self.aim(logits, rows).gather(1, top[:, None])[:, 0]
+        hit = ~inside if self.target is None else inside
         return hit & ~logits.isnan().any(1)
 
     def goal(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Margin of the adversarial goal in logits, positive once reached: (n,)."""
         if not len(rows):  # an empty batch has no classes to count
             return logits.new_zeros(0)
-        return -margin(logits, self.labels[rows]) if self.target is None else margin(logits, self.target[rows])
+        return (-1 if self.target is None else 1) * margin(logits, self.aim(logits, rows))
 
     def slack(self, logits: Tensor, rows: Tensor) -> Tensor:
         """What rounding in another batch could undo of the margin, in logits: (n,)."""
         if not len(rows):
             return logits.new_zeros(0)
-        own = self.labels[rows] if self.target is None else self.target[rows]
-        logits = logits.detach()
-        rival = logits.scatter(1, own[:, None], -math.inf).amax(1)
-        pair = torch.stack([rival, logits.gather(1, own[:, None])[:, 0]], 1).abs()
+        logits, own = logits.detach(), self.aim(logits, rows)
+        pair = torch.stack([logits.masked_fill(side, -math.inf).amax(1) for side in (own, ~own)], 1).abs()
         return self.precision * pair.masked_fill(~pair.isfinite(), 0).amax(1)
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
@@ -125,13 +141,15 @@ class Goal:
         """What untargeted attacks raise, −log p(label), or targeted ones raise, log p(target): (n,) in nats."""
         if self.target is None:
             return F.cross_entropy(logits, self.labels[rows], reduction="none")
-        return -F.cross_entropy(logits, self.target[rows], reduction="none")
+        return logits.masked_fill(~self.aim(logits, rows), -math.inf).logsumexp(1) - logits.logsumexp(1)
 
 # %% ../../nbs/04_attack/03_run.ipynb #1b7436f9
 class Options(TypedDict, total=False):
     """What every attack takes besides `model`, `images` (B, C, H, W) in [0, 1], `labels` (B,), and its own parameters.
 
-    target : None (any other class), a class, classes (B,), "least_likely", "next" or "random"
+    `labels` may be None for the model's own classes, so that what is attacked is the decision.
+
+    target : None (any other class), a class, classes (B,), sets (K,) or (B, K) bool, "least_likely", "next" or "random"
     support : None, or 0 and 1 of shape (H, W), (B, H, W) or (B, 1 or C, H, W): what may be changed
     batch_size : images in the network at once
     seed : of every random draw
@@ -210,6 +228,11 @@ class Measured:
         return self.length(0)
 
     @property
+    def l1(self) -> Tensor:
+        """Sum of absolute changes (B,), NaN for failed samples."""
+        return self.length(1)
+
+    @property
     def l2(self) -> Tensor:
         """Euclidean distance (B,), NaN for failed samples."""
         return self.length(2)
@@ -223,8 +246,11 @@ class Measured:
         """One row per sample: label, target, prediction, success, distances, evaluations."""
         columns: dict[str, Any] = {"attack": self.name, "label": self.labels.cpu()}
         if self.target is not None:
-            columns["target"] = self.target.cpu()
-        for key in ("predicted", "success", "l0", "l2", "linf", "forward", "backward"):
+            sets = self.target.ndim == 2
+            columns["target"] = (
+                [" ".join(map(str, row.nonzero()[:, 0].tolist())) for row in self.target] if sets else self.target.cpu()
+            )
+        for key in ("predicted", "success", "l0", "l1", "l2", "linf", "forward", "backward"):
             columns[key] = getattr(self, key).cpu()
         return pd.DataFrame(columns)
 
@@ -238,7 +264,7 @@ class AttackResult(Measured):
     name : the attack; settings : its parameters
     images, adversarial : (B, C, H, W) in [0, 1]; a failed sample's `adversarial` is the original
     attempt : (B, C, H, W), the last image tried, whether or not it fooled the model
-    labels : (B,) int64; target : (B,) int64 or None
+    labels : (B,) int64; target : (B,) int64, sets (B, K) bool, or None
     success : (B,) bool, verified on `adversarial` itself; an image that was misclassified before succeeds at distance 0
     predicted : (B,) int64, the model's class for `adversarial`
     norm : the attack's own norm (0, 1, 2 or inf)
@@ -294,7 +320,8 @@ class Search(Goal, Oracle):
 
     Attributes
     ----------
-    images (B, C, H, W); labels (B,); target (B,) or None; support (B, C, H, W) bool or None; norm; eps or None
+    images (B, C, H, W); labels (B,); target (B,), (B, K) bool or None; support (B, C, H, W) bool or None
+    norm; eps or None
     clean : (B, K) logits of `images`; todo : (n,) int64, samples that are not misclassified already
 
     Raises
@@ -303,7 +330,7 @@ class Search(Goal, Oracle):
     """
 
     def __init__(
-        self, model: Model, images: Tensor, labels: Tensor, *, norm: Norm, eps: float | None = None,
+        self, model: Model, images: Tensor, labels: Tensor | None, *, norm: Norm, eps: float | None = None,
         target: Target = None, support: Tensor | None = None, **options: Any,
     ):  # fmt: skip
         check_options(options, _defaults, "an attack")
@@ -315,6 +342,8 @@ class Search(Goal, Oracle):
         self.everyone = torch.arange(len(images), device=images.device)
         self.clean = self.logits(self.images, self.everyone)
         classes = check_logits(self.clean, len(images)).shape[1] if len(images) else None
+        if labels is None:
+            labels = self.clean.argmax(1) if len(images) else self.everyone
         self.labels = check_labels(labels, len(images), classes).to(images.device).clone()
         self.target = choose_target(target, self.labels, self.clean, self.generator) if len(images) else None
         self.support = None if support is None else check_mask(support, self.images, "support")
@@ -332,6 +361,16 @@ class Search(Goal, Oracle):
     def confine(self, x: Tensor, rows: Tensor, eps: float | Tensor) -> Tensor:
         """The nearest candidates to `x` (n, C, H, W) in the ball of radius `eps`, in [0, 1] and within the support."""
         return confine(x, self.images[rows], eps, self.norm, None if self.support is None else self.support[rows])
+
+    def rivals(self, rows: Tensor, most: int) -> Tensor:
+        """Classes (n, k) that `rows` may be sent to: the target, the likeliest of a set, or `most` but the label."""
+        if not len(rows):
+            return rows[:, None]
+        if self.target is not None and self.target.ndim == 1:
+            return self.target[rows, None]
+        allowed = self.aim(self.clean[rows], rows)
+        logits = self.clean[rows].masked_fill(allowed if self.target is None else ~allowed, -math.inf)
+        return logits.topk(min(most, logits.shape[1] - 1) if self.target is None else 1, 1).indices
 
     def steps(self, count: int, what: str) -> Iterator[int]:
         """0 … count − 1 under a progress bar."""
@@ -367,7 +406,7 @@ class Run(Search):
     last : (B, C, H, W): last image tried
     """
 
-    def __init__(self, model: Model, images: Tensor, labels: Tensor, **options: Any):
+    def __init__(self, model: Model, images: Tensor, labels: Tensor | None, **options: Any):
         super().__init__(model, images, labels, **options)
         self.best, self.last = self.images.clone(), self.images.clone()
         self.best_distance = torch.where(self.done, 0.0, torch.inf).to(self.images.dtype)

@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from .first_crossing import likely_rivals, nearest_rival
+from .first_crossing import nearest_rival
 from .oracle import Model
 from .run import AttackResult, Options, Run, register_attack
 from ..validation import check_integer
@@ -62,7 +62,7 @@ def _saliency_step(
 def jsma(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     max_pixels: int | None = None,
     rivals: int = 3,
@@ -74,7 +74,7 @@ def jsma(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     max_pixels : how many pixels change at most, at least 2; None means 14.5 %, as in the paper
     rivals : classes that are tried without a target; shortlist : pairs are sought among twice as many moves
     options : see `Options`
@@ -85,7 +85,7 @@ def jsma(
     rivals, shortlist = check_integer(rivals, "rivals", least=1), check_integer(shortlist, "shortlist", least=2)
     run = Run(model, images, labels, norm=0, **options)
     most = math.ceil(0.145 * math.prod(run.images.shape[2:])) if max_pixels is None else max_pixels
-    aims = likely_rivals(run, run.todo, 10) if len(run.todo) else run.todo[:, None]
+    aims = run.rivals(run.todo, 10) if len(run.todo) else run.todo[:, None]
     if aims.shape[1] > 1:
         _, far, _ = nearest_rival(run, run.images[run.todo], run.todo, aims, 0)
         aims = aims.gather(1, far.argsort(1)[:, :rivals])

@@ -45,7 +45,7 @@ def _count(radius: Tensor, fooled: Tensor, best: Tensor, factor: float) -> Tenso
 def fmn(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     norm: Norm = 2,
     steps: int = 100,
@@ -58,7 +58,7 @@ def fmn(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     norm, steps : 0, 1, 2 or inf; gradients spent on each image
     step_size : the first α (None: 1, in L∞ 10), and gamma : the first factor of the radius; both decay along a cosine
     options : see `Options`

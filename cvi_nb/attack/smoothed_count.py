@@ -67,7 +67,7 @@ def thin_out(run: Run, steps: int, sigma: float = 1e-3, threshold: float = 0.3, 
 def sigma_zero(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     steps: int = 100,
     sigma: float = 1e-3,
@@ -80,7 +80,7 @@ def sigma_zero(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits (B, K)
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     steps : gradients spent on each image
     sigma, threshold : smooths the count; the first τ below which a change is cut, in [0, 1]
     learning_rate : η, Adam's first step along gradients of unit L∞ length

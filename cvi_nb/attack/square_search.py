@@ -153,7 +153,7 @@ def _proposal(draws: _Draws, delta: Tensor, rows: Tensor, share: float, eps: flo
 def square(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float,
     norm: Norm = math.inf,
@@ -166,7 +166,7 @@ def square(
     Parameters
     ----------
     model : maps images (B, C, H, W) to logits or probabilities (B, K); needs no gradient
-    images : (B, C, H, W) in [0, 1]; labels : (B,) int64
+    images : (B, C, H, W) in [0, 1]; labels : (B,) int64, None for the model's own
     eps, norm : radius of the ball, and inf or 2
     steps : proposals, each one forward evaluation; a sample leaves once it fools the model
     share : of the pixels in the first square, in (0, 1]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .auto_pgd import apgd, apgd_targeted
+from .boundary_walk import minimum_norm
 from .fast_gradient import fgsm
 from .geometry import Norm, norms
 from .oracle import Model
@@ -33,15 +34,20 @@ AttackFunction = Callable[..., AttackResult]
 
 
 def standard_attacks(norm: Norm = math.inf, queries: int = 1000) -> tuple[AttackFunction, ...]:
-    """The default set for a ball: FGSM (L∞), PGD-10, APGD-CE, APGD-T, and Square with `queries` evaluations."""
-    norm, queries = check_norm(norm, allowed=(2, math.inf)), check_integer(queries, "queries", least=1)
+    """The default set for a ball: FGSM (L∞), PGD-10, APGD-CE, APGD-T, the minimum norm, and Square (not in L1).
+
+    `queries`: evaluations of Square.
+    """
+    norm, queries = check_norm(norm, allowed=(1, 2, math.inf)), check_integer(queries, "queries", least=1)
     first = (fgsm,) if norm == math.inf else ()
+    last = () if norm == 1 else (partial(square, norm=norm, steps=queries),)
     return (
         *first,
         partial(pgd, norm=norm, steps=10, random_start=False),
         partial(apgd, norm=norm, steps=50),
         partial(apgd_targeted, norm=norm, steps=20),
-        partial(square, norm=norm, steps=queries),
+        partial(minimum_norm, norm=norm, steps=100),
+        *last,
     )
 
 # %% ../../nbs/04_attack/17_worst_case.ipynb #75472573
@@ -95,7 +101,7 @@ def _bound(attack: AttackFunction, eps: float | None) -> AttackFunction:
 def ensemble(
     model: Model,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     *,
     eps: float | None = None,
     norm: Norm = math.inf,

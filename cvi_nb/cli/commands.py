@@ -49,6 +49,7 @@ from ..lazy import pandas as pd
 from ..models import Classifier, choose_device, load_classifier
 from ..plot import heat_limit, outlines, save_figure, show_images, style
 from ..report import make_report
+from ..robustness import Threat
 
 # %% auto #0
 __all__ = ['PART', 'COMMANDS', 'run_command']
@@ -647,8 +648,9 @@ def _report(given: argparse.Namespace) -> list[Path]:
     first = next(iter(models.values()))
     images = _images([given.images], first, given)
     labelled = replace(images, labels=_labels(images, first, given.labels), classes=first.classes)
+    threat = getattr(Threat, given.threat)(images.images, l1=tuple(given.l1)) if given.l1 else given.threat
     report = make_report(
-        models, labelled.to(given.device), threat=given.threat, title=given.title, shown=given.shown,
+        models, labelled.to(given.device), threat=threat, title=given.title, shown=given.shown,
         budget=given.budget, command="cvi " + shlex.join(given.typed), batch_size=given.batch_size, seed=given.seed,
         progress=not given.quiet,
     )  # fmt: skip

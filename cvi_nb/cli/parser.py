@@ -244,6 +244,8 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--count", type=_positive, metavar="N", default=50, help=count)
     hard = "how hard to attack (standard)"
     parser.add_argument("--threat", default="standard", choices=["quick", "standard"], help=hard)
+    summed = "also in L1, at these radii (default: not)"
+    parser.add_argument("--l1", type=_fraction, nargs="+", default=[], metavar="EPS", help=summed)
     shown = "least and most robust images shown of each model (3)"
     parser.add_argument("--shown", type=_positive, default=3, metavar="N", help=shown)
     budget = "evaluations for each explanation (64)"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 __all__ = ['NORM_LABELS', 'percent', 'interval', 'number', 'radius']
 
 # %% ../../nbs/09_report/01_numbers.ipynb #05febe48
-NORM_LABELS = {"linf": "L∞", "l2": "L2"}
+NORM_LABELS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 
 
 def percent(value: float) -> str:

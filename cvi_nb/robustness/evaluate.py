@@ -20,7 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cvi_nb.attack import (
+    ATTACKS,
     TRANSFORMATIONS,
+    Attack,
     AttackResult,
     ZeroGradientWarning,
     apgd,
@@ -95,25 +97,31 @@ def _rows_of(result: AttackResult, rows: Tensor) -> AttackResult:
     return dataclasses.replace(result, **{k: getattr(result, k)[rows] for k in names}, trace=result.trace[:, :0])
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #e8f521ff
+def _own(asked: Attack, norm: float) -> Callable[..., AttackResult]:
+    """An attack of the register in one of its norms; one that knows a single norm is not told."""
+    return partial(asked.function, norm=norm) if len(asked.norms) > 1 else asked.function
+
+
 def _search(worst: WorstCase) -> dict[float, AttackResult]:
     """Minimum-norm attacks on all images, by norm."""
-    found = {}
+    found, right = {}, worst.right
     for norm in worst.threat.radii:
         found[norm] = minimum_norm(
             worst.model, worst.images, worst.labels, norm=norm, steps=worst.threat.steps, **worst.options
         )
-        worst.take("minimum norm", _rows_of(found[norm], worst.right), worst.right)
+        worst.take("minimum norm", _rows_of(found[norm], right), right)
+        for name in worst.threat.attacks:
+            if not (asked := ATTACKS[name]).ball and norm in asked.norms:
+                result = _own(asked, norm)(worst.model, worst.images[right], worst.labels[right], **worst.options)
+                worst.take(name, result, right)
     return found
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #cf98a6d2
 def _tough(threat: Threat, norm: float) -> tuple[Callable[..., AttackResult], ...]:
     """The attacks for images that have resisted so far."""
     climb: Any = {"norm": norm, "steps": threat.apgd_steps, "restarts": threat.restarts}
-    return (
-        partial(apgd, **climb),
-        partial(apgd_targeted, targets=3, **climb),
-        partial(square, norm=norm, steps=threat.queries),
-    )
+    last = () if norm == 1 else (partial(square, norm=norm, steps=threat.queries),)
+    return (partial(apgd, **climb), partial(apgd_targeted, targets=3, **climb), *last)
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #d255dfb7
 def _ball(worst: WorstCase, norm: float, eps: float) -> None:
@@ -124,13 +132,17 @@ def _ball(worst: WorstCase, norm: float, eps: float) -> None:
         worst.take("FGSM", fgsm(worst.model, x, y, eps=eps, **worst.options), right, eps)
     walk = partial(pgd, steps=threat.pgd_steps, random_start=False)
     worst.take("PGD", walk(worst.model, x, y, eps=eps, norm=norm, **worst.options), right, eps)
+    for name in threat.attacks:
+        if (asked := ATTACKS[name]).ball and norm in asked.norms:
+            worst.take(name, _own(asked, norm)(worst.model, x, y, eps=eps, **worst.options), right, eps)
     rest = worst.resisting(norm, eps)
     if len(rest):
         tough = ensemble(
             worst.model, worst.images[rest], worst.labels[rest], eps=eps, norm=norm,
             attacks=_tough(threat, norm), **worst.options,
         )  # fmt: skip
-        described = {"APGD": threat.apgd_steps, "APGD-T": f"3 × {threat.apgd_steps}", "Square": threat.queries}
+        described = {"APGD": threat.apgd_steps, "APGD-T": f"3 × {threat.apgd_steps}"}
+        described |= {} if norm == 1 else {"Square": threat.queries}
         worst.take("ensemble on the rest", dataclasses.replace(tough, settings=described), rest, eps)
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #d5c18c33

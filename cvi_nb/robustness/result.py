@@ -118,7 +118,7 @@ class Frames:
     name, classes, threat : the model, names of its classes or None, and what was tried
     images, labels : (B, C, H, W) in [0, 1] and (B,) int64; logits, slopes : (B, K) clean, and (B,) the L2 length of the
         margin's gradient
-    nearest, aimed : by norm ("linf", "l2"), the nearest adversarial images, and (B, T) distances towards target classes
+    nearest, aimed : by norm ("linf", "l2", "l1"), the nearest adversarial images, and (B, T) distances towards targets
     attacks : attack, norm, eps, settings, n (images tried on), success, low, high, forward, backward (per image)
     spent : evaluations by norm and case; costs : forward and backward evaluations and CPU seconds of each stage
     corruptions : accuracy, low, high, n, by transformation; destruction : see `attack.destruction_rates`
@@ -153,7 +153,7 @@ class Frames:
 
 # %% ../../nbs/07_robustness/06_result.ipynb #235f80c8
 def _plot_curves(result: RobustnessResult, norm: str = "linf", ax: plt.Axes | None = None) -> plt.Axes:
-    """Accuracy against the radius in `norm` ("linf" or "l2"; with the certificate, if there is one)."""
+    """Accuracy against the radius in `norm` ("linf", "l2", with the certificate if there is one, or "l1")."""
     shown = {"attacked": norm} | ({"certified (smoothed)": "certified l2"} if norm == "l2" else {})
     parts = {k: result.curves[result.curves["norm"] == v] for k, v in shown.items()}
     parts = {k: f for k, f in parts.items() if len(f)}
@@ -162,7 +162,7 @@ def _plot_curves(result: RobustnessResult, norm: str = "linf", ax: plt.Axes | No
     return curves(
         {k: f["eps"].to_numpy() for k, f in parts.items()},
         {k: tuple(f[c].to_numpy() for c in ("accuracy", "low", "high")) for k, f in parts.items()},
-        f"radius ε ({'L∞' if norm == 'linf' else 'L2'}, image units)", "accuracy", ax=ax, ylim=(0, 1.02),
+        f"radius ε ({'L∞' if norm == 'linf' else norm.upper()}, image units)", "accuracy", ax=ax, ylim=(0, 1.02),
         labels="legend" if len(parts) > 1 else "none",
     )  # fmt: skip
 
@@ -241,12 +241,12 @@ class RobustnessResult(_Views):
     """What was found about a model on B images: what was measured (see `Frames`), tables, verdicts and pictures.
 
     `examples` has one row per image: label, prediction, correct, confidence (probability of the prediction), margin of
-    the label in logits, gradient_norm, and for each norm distance_… (0: misclassified already; inf: nothing found),
-    attack_… (which found it), best_…, average_…, worst_… (of the targets), robust_…_ε (right, and nothing found within
-    ε); width of the noise posterior in image units; certified_radius (L2, of the smoothed classifier; 0: abstains or
-    wrong). `curves`: norm ("linf", "l2", "certified l2"), eps, accuracy, low, high (95 %, Wilson), n. `distances`:
-    norm, case ("untargeted", "best", "average", "worst"), n, success, mean, low, high (95 %, bootstrap; over those
-    reached), median (inf if most were not reached), forward and backward per image.
+    the label in logits, gradient_norm, and for each norm distance_… (0: wrong already; inf: nothing found),
+    attack_… (which found it), best_…, average_…, worst_… (of the targets), robust_…_ε (right, and nothing found
+    within ε); width of the noise posterior in image units; certified_radius (L2, of the smoothed classifier; 0:
+    abstains or wrong). `curves`: norm ("linf", "l2", "l1", "certified l2"), eps, accuracy, low, high (95 %,
+    Wilson), n. `distances`: norm, case ("untargeted", "best", "average", "worst"), n, success, mean, low, high (95
+    %, bootstrap; over those reached), median (inf if most were not reached), forward and backward per image.
     """
 
     def __repr__(self) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attack import ATTACKS
 from ..lazy import pandas as pd
-from ..validation import check_integer, check_real
+from ..validation import check_choice, check_integer, check_real
 
 # %% auto #0
 __all__ = ['Threat']
@@ -63,7 +64,8 @@ class Threat(_Sizes):
 
     Attributes
     ----------
-    linf, l2 : ascending radii in image units, at which attacks run and accuracy is told; an empty one leaves out a norm
+    linf, l2, l1 : ascending radii in image units, at which attacks run and accuracy is told; an empty one leaves out a
+        norm, as L1 is unless asked for
     steps : gradients of the minimum-norm search, in each norm
     pgd_steps, apgd_steps, restarts : of the attacks in a ball
     queries : evaluations of the black-box attack
@@ -72,6 +74,7 @@ class Threat(_Sizes):
     noise_budget : evaluations of the noise posterior, at least 20; 0 leaves it out
     sigma, samples : noise of the smoothed classifier, in image units, and draws of its certificate; 0 leaves it out
     check_images : how many correctly classified images the checks look at
+    attacks : names in `attack.ATTACKS`, one's own among them, that are run besides, in each norm they know
 
     Raises `TypeError` or `ValueError`, naming the attribute that is not as above.
     """
@@ -89,11 +92,14 @@ class Threat(_Sizes):
     sigma: float = 0.25
     samples: int = 400
     check_images: int = 32
+    l1: tuple[float, ...] = ()
+    attacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("linf", "l2"):
+        for name in ("linf", "l2", "l1"):
             object.__setattr__(self, name, _radii(getattr(self, name), name))
-        if not self.radii:
+        object.__setattr__(self, "attacks", tuple(check_choice(name, "attacks", ATTACKS) for name in self.attacks))
+        if not self.linf and not self.l2:
             raise ValueError("`linf` and `l2` must not both be empty.")
         least = dict.fromkeys(("pgd_steps", "apgd_steps", "restarts", "queries", "check_images"), 1)
         least |= {"steps": 10, "targets": 0, "targeted_steps": 10, "noise_budget": 0, "samples": 0}
@@ -105,5 +111,5 @@ class Threat(_Sizes):
 
     @property
     def radii(self) -> dict[float, tuple[float, ...]]:
-        """Radii by norm, inf and 2, of the norms that are not left out."""
-        return {norm: radii for norm, radii in ((math.inf, self.linf), (2.0, self.l2)) if radii}
+        """Radii by norm, inf, 2 and 1, of the norms that are not left out."""
+        return {norm: radii for norm, radii in ((math.inf, self.linf), (2.0, self.l2), (1.0, self.l1)) if radii}
