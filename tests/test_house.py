@@ -283,7 +283,7 @@ def test_the_examples_of_contributing_run() -> None:
     """An attack, a metric, an evidence and a family, each in its two places, as CONTRIBUTING shows them."""
     _, text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add an attack")
     blocks = re.findall(r"(?s)```python\n(.*?)```", text)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     answer = run(sys.executable, "-W", "error::DeprecationWarning:cvi_nb", "-c", "\n".join(blocks), cwd=ROOT)
     assert answer.returncode == 0, answer.stderr[-2000:]
 

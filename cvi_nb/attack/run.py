@@ -362,16 +362,6 @@ class Search(Goal, Oracle):
         """The nearest candidates to `x` (n, C, H, W) in the ball of radius `eps`, in [0, 1] and within the support."""
         return confine(x, self.images[rows], eps, self.norm, None if self.support is None else self.support[rows])
 
-    def rivals(self, rows: Tensor, most: int) -> Tensor:
-        """Classes (n, k) that `rows` may be sent to: the target, the likeliest of a set, or `most` but the label."""
-        if not len(rows):
-            return rows[:, None]
-        if self.target is not None and self.target.ndim == 1:
-            return self.target[rows, None]
-        allowed = self.aim(self.clean[rows], rows)
-        logits = self.clean[rows].masked_fill(allowed if self.target is None else ~allowed, -math.inf)
-        return logits.topk(min(most, logits.shape[1] - 1) if self.target is None else 1, 1).indices
-
     def steps(self, count: int, what: str) -> Iterator[int]:
         """0 … count − 1 under a progress bar."""
         yield from trange(count, desc=what, unit="step", disable=not self.flags["progress"])
@@ -410,6 +400,16 @@ class Run(Search):
         super().__init__(model, images, labels, **options)
         self.best, self.last = self.images.clone(), self.images.clone()
         self.best_distance = torch.where(self.done, 0.0, torch.inf).to(self.images.dtype)
+
+    def rivals(self, rows: Tensor, most: int) -> Tensor:
+        """Classes (n, k) that `rows` may be sent to: the target, the likeliest of a set, or `most` but the label."""
+        if not len(rows):
+            return rows[:, None]
+        if self.target is not None and self.target.ndim == 1:
+            return self.target[rows, None]
+        allowed = self.aim(self.clean[rows], rows)
+        logits = self.clean[rows].masked_fill(allowed if self.target is None else ~allowed, -math.inf)
+        return logits.topk(min(most, logits.shape[1] - 1) if self.target is None else 1, 1).indices
 
     def keep(self, x: Tensor, rows: Tensor, logits: Tensor) -> Tensor:
         """Note candidates `x` (n, C, H, W) that succeed nearer than before; which of them succeed: (n,) bool."""
