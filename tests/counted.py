@@ -123,7 +123,7 @@ _LIBRARY.fallback(lambda function, *args, **kwargs: computed(function, args, kwa
 
 
 class _FromData(TorchFunctionMode):
-    """`torch.tensor(numbers, device=…)`, which a device in Python cannot do: made on the CPU, then moved."""
+    """`torch.tensor(numbers, device=…)` and `x[[0, 1]]`, which a device in Python cannot do: made on the CPU first."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -134,6 +134,10 @@ class _FromData(TorchFunctionMode):
         if function is torch.Tensor.new_tensor and isinstance(args[0], Counted):
             device = kwargs.pop("device", DEVICE)
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype} | kwargs).to(device)
+        if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], Counted):
+            at = args[1] if isinstance(args[1], tuple) else (args[1],)
+            at = tuple(torch.tensor(one) if isinstance(one, list) else one for one in at)
+            args = (args[0], at if isinstance(args[1], tuple) else at[0], *args[2:])
         return function(*args, **kwargs)
 
 
