@@ -128,7 +128,7 @@ def test_judging_computes_where_it_is_asked(here: Any) -> None:
 @pytest.mark.slow
 def test_a_report_of_robustness_computes_where_it_is_asked(here: Any) -> None:
     model, images, labels = here
-    threat = Threat.quick(images, linf=(0.1,), l2=(1.0,), targets=1, steps=3, targeted_steps=3)
+    threat = Threat.quick(images, linf=(0.1,), l2=(1.0,), targets=1, steps=10, targeted_steps=10)
     with OnDevice() as device, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = evaluate_robustness(model, images, labels, threat, progress=False)
