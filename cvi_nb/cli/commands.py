@@ -309,7 +309,9 @@ def _views(images: ImageSet) -> list[View]:
     for i, source in enumerate(images.sources):
         one = images.images[i : i + 1]
         views.append(
-            view_of_file(source, one.shape[2:], one.shape[1]) if Path(source).is_file() else view_of_image(one)
+            view_of_file(source, (one.shape[2], one.shape[3]), one.shape[1])
+            if Path(source).is_file()
+            else view_of_image(one)
         )
     return views
 
