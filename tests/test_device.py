@@ -177,8 +177,8 @@ LITTLE: dict[str, dict[str, Any]] = {
                  "resamples": 100},
     "09_robustness": {"networks": "plain,fgsm", "digits": 3, "linf": "0.2", "l2": "2", "targets": 1, "steps": 10,
                       "targeted_steps": 10},
-    "10_confined": {"limit": 1, "budget": 16, "rise_masks": 8, "integration_steps": 2, "areas": "0.2", "steps": 1,
-                    "norm_steps": 2, "resamples": 100},
+    "10_confined": {"limit": 1, "budget": 16, "rise_masks": 8, "integration_steps": 2, "areas": "0.2", "steps": 2,
+                    "norm_steps": 8, "resamples": 100},
     "11_sanity": {"limit": 1, "budget": 16, "rise_masks": 8, "integration_steps": 2, "stages": 1, "draws": 1,
                   "grids": 1},
 }  # fmt: skip
