@@ -144,6 +144,8 @@ def main() -> None:
     parser.add_argument("--build-only", action="store_true", help="no installation, no examples")
     parser.add_argument("--keep", type=Path, help="folder that does not exist yet, to work in and leave behind")
     given = parser.parse_args()
+    if Path(given.python).exists():  # commands run in other folders
+        given.python = str(Path(given.python).absolute())
     with tempfile.TemporaryDirectory(prefix="cvi-package-") as folder:
         place = (given.keep or Path(folder)).absolute()
         place.mkdir(parents=True, exist_ok=given.keep is None)

@@ -331,6 +331,8 @@ def test_bars():
     assert [t.get_text() for t in ax.get_yticklabels()] == ["b", "a", "c"]
     assert [bar.get_width() for bar in ax.patches] == [0.5, 0.2, -0.1]
     assert {"0.50", "0.20", "−0.10"} <= set(texts(ax.figure))
+    one_photo = bars_with_intervals({"a": (0.2, np.nan, np.nan)}, "score")  # what bootstrap_mean returns for one group
+    assert one_photo.patches[0].get_width() == 0.2
     with pytest.raises(TypeError, match="mapping"):
         bars_with_intervals([1], "score")
     for bad in (np.nan, (1, 2, 3), [1], "high"):

@@ -20,13 +20,14 @@ __all__ = ['curves', 'bars_with_intervals']
 
 # %% ../../nbs/08_plot/04_curves.ipynb #ead99755
 def _intervals(series: Any, name: str, length: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A series (mean,) or (mean, low, high) as three arrays; low ≤ mean ≤ high is checked."""
+    """A series (mean,) or (mean, low, high) as three arrays, low ≤ mean ≤ high; NaN bounds: no interval is known."""
     ndim = 1 if length is not None else 0
     triple = series if isinstance(series, tuple) else (series, series, series)
     if len(triple) != 3:
         raise ValueError(f"`{name}` must be the mean or a tuple (mean, low, high), got a tuple of {len(triple)}")
     shape = f"({length},)" if ndim else "() (a number)"
-    mean, low, high = (checked_array(part, name, shape, ndim) for part in triple)
+    mean = checked_array(triple[0], name, shape, ndim)
+    low, high = (checked_array(part, name, shape, ndim, unknown=True) for part in triple[1:])
     if not mean.shape == low.shape == high.shape or (length is not None and mean.shape != (length,)):
         raise ValueError(f"`{name}` must have shape {shape}, got {mean.shape}, {low.shape}, {high.shape}")
     if (low > mean).any() or (high < mean).any():
@@ -116,7 +117,8 @@ def curves(
 
     Raises
     ------
-    TypeError, ValueError : wrong shapes, NaN, or an interval that does not hold its mean
+    TypeError, ValueError : wrong shapes, a mean that is NaN, or an interval that does not hold its mean; NaN bounds,
+        as of one group of images, draw none
     """
     if not isinstance(series, Mapping) or not series:
         raise TypeError(f"`series` must be a mapping of names to values, got {type(series).__name__}")
@@ -183,7 +185,8 @@ def bars_with_intervals(
 
     Raises
     ------
-    TypeError, ValueError : not numbers, NaN, an interval that does not hold its mean, an unknown name to highlight
+    TypeError, ValueError : not numbers, a mean that is NaN, an interval that does not hold its mean, an unknown name to
+        highlight; NaN bounds draw no interval
     """
     if not isinstance(values, Mapping) or not values:
         raise TypeError(f"`values` must be a mapping of names to (mean, low, high), got {type(values).__name__}")

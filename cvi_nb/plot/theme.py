@@ -98,8 +98,10 @@ def style(**overrides: Any) -> AbstractContextManager[None]:
     return _styled({known[name]: value for name, value in overrides.items()})
 
 # %% ../../nbs/08_plot/01_style.ipynb #c4844d21
-def checked_array(values: Any, name: str, shape: str, ndim: int | tuple[int, ...]) -> np.ndarray:
-    """`values` as a finite float64 array of the given number of dimensions, or a clear error."""
+def checked_array(
+    values: Any, name: str, shape: str, ndim: int | tuple[int, ...], unknown: bool = False
+) -> np.ndarray:
+    """`values` as a finite float64 array of the given number of dimensions, or a clear error; NaN if `unknown`."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()
     try:
@@ -108,6 +110,7 @@ def checked_array(values: Any, name: str, shape: str, ndim: int | tuple[int, ...
         raise TypeError(f"`{name}` must be numbers of shape {shape}, got {type(values).__name__} ({error})") from None
     if array.ndim not in np.atleast_1d(ndim) or 0 in array.shape:
         raise ValueError(f"`{name}` must have shape {shape}, not empty, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite, got {int((~np.isfinite(array)).sum())} NaN or infinite values")
+    wrong = np.isinf(array) if unknown else ~np.isfinite(array)
+    if wrong.any():
+        raise ValueError(f"`{name}` must be finite, got {int(wrong.sum())} NaN or infinite values")
     return array
