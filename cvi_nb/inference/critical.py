@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ..clustering import region_graph
 from .game import Game
 from .perturbation import Regions, refine
 from .presence import Posterior
+from ..lazy import pandas as pd
 from ..plot import outlines, overlay, style
 from ..validation import check_flag, check_integer, check_partition, check_real, check_tensor
 
