@@ -315,7 +315,7 @@ def _draw_grid(
         width,
         h / w,
         left=left,
-        right=0.54 + 0.13 * (label.count("\n") + 1),
+        right=0.54 + 0.08 * bool((stack < 0).any()) + 0.13 * (label.count("\n") + 1),  # a minus sign is wide
         top=0.08 + 0.12 * (max(head.count("\n") for head in heads) + 1),
         bottom=0.05 + foot,
         row_gap=0.05 + foot + (0.08 if shared == "row" else 0),
