@@ -23,11 +23,7 @@ from .parameters import compare_parameters, notebook_parameters, project_root
 from .jobs import ENDINGS
 
 # %% auto #0
-__all__ = ['NotebookError', 'provenance', 'run_notebook']
-
-# %% ../../nbs/11_paper/05_execute.ipynb #120c992a
-class NotebookError(RuntimeError):
-    """A notebook did not run to its end, or did not write what it owes."""
+__all__ = ['provenance', 'NotebookError', 'run_notebook']
 
 # %% ../../nbs/11_paper/05_execute.ipynb #21797ac7
 def provenance(root: str | Path) -> dict[str, Any]:
@@ -86,6 +82,10 @@ def _reason(error: Exception) -> str:
     return text + (" (killed, or out of memory)" if text == "Kernel died" else "")
 
 # %% ../../nbs/11_paper/05_execute.ipynb #b3c7cba1
+class NotebookError(RuntimeError):
+    """A notebook did not run to its end, or did not write what it owes."""
+
+
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], failed: Path, progress: bool) -> None:
     """papermill, with the error it met in a few lines and the partial notebook kept at `failed`."""
     try:
