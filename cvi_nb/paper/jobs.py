@@ -62,7 +62,7 @@ def modules_of(notebook: str | Path, package: str | Path) -> list[Path]:
 # %% ../../nbs/11_paper/04_plan.ipynb #2e7fac83
 ENDINGS = {"figures": ("pdf", "png"), "tables": ("tex", "csv"), "numbers": ("tex", "json"), "results": ("parquet",)}
 MACHINE = ("threads", "memory_mb", "gpu", "minutes")
-KEYS = ("notebook", "writes", "parameters", "needs", "shards", *MACHINE)
+KEYS = ("notebook", "writes", "parameters", "needs", "files", "shards", *MACHINE)
 
 # %% ../../nbs/11_paper/04_plan.ipynb #aba3dbd0
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Job:
     name : unique; also the name of the executed notebook.
     notebook : the notebook's path.
     parameters : what it is given, besides ``out_dir``.
-    reads : the files it depends on: notebook, modules, results of other jobs.
+    reads : the files it depends on: notebook, modules, results of other jobs, files of the project.
     writes : the files it must write, relative to ``out_dir``, without the executed notebook.
     threads, memory_mb, gpu, minutes : what it takes of the machine; a cluster ends a job that takes more.
     """
@@ -114,7 +114,7 @@ def load_config(profile: str, root: str | Path) -> dict[str, Any]:
     return laid_over(base, over)
 
 # %% ../../nbs/11_paper/04_plan.ipynb #d0c3282b
-def _check_entry(entry: str, settings: Any, before: Mapping[str, Any]) -> None:
+def _check_entry(entry: str, settings: Any, before: Mapping[str, Any], root: Path) -> None:
     """Refuse an entry of the configuration that cannot be meant."""
     if not isinstance(settings, dict) or not settings.get("writes"):
         raise ValueError(
@@ -127,6 +127,8 @@ def _check_entry(entry: str, settings: Any, before: Mapping[str, Any]) -> None:
             )
     if missing := [name for name in settings.get("needs", []) if name not in before]:
         raise ValueError(f"`needs` of {entry} must be entries that come before it, got {', '.join(missing)}")
+    if nothing := [glob for glob in settings.get("files", []) if not any(root.glob(glob))]:
+        raise ValueError(f"`files` of {entry} must match files of the project, got {', '.join(nothing)}")
     for key in set(MACHINE) & set(settings):
         if type(settings[key]) is not int or settings[key] < (key != "gpu"):
             raise ValueError(f"`{key}` of {entry} must be a whole number of its unit, got {settings[key]!r}")
@@ -154,6 +156,7 @@ def _jobs_of(
         for path in job.writes
     ]
     modules = [path.relative_to(root).as_posix() for path in modules_of(root / notebook, root / "cvi_nb")]
+    earlier += sorted(path.relative_to(root).as_posix() for glob in settings.get("files", []) for path in root.glob(glob))
     machine = {key: settings[key] for key in MACHINE if key in settings}
     shards, jobs = settings.get("shards", 1), []
     for shard in range(shards):
@@ -188,7 +191,7 @@ def plan(config: Mapping[str, Any], profile: str, root: str | Path = ".") -> lis
     usual = config.get("machine", {})  # what an entry takes that does not say otherwise
     for entry, own in config.get("notebooks", {}).items():
         settings = usual | own if isinstance(own, dict) else own
-        _check_entry(entry, settings, jobs)
+        _check_entry(entry, settings, jobs, Path(root))
         jobs[entry] = _jobs_of(entry, settings, profile, Path(root), jobs)
     planned = [job for group in jobs.values() for job in group]
     owner: dict[str, str] = {}

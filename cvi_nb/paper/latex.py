@@ -24,10 +24,16 @@ _SPECIAL = {c: rf"\{c}" for c in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}",
 }
+_MATHS = {
+    "−": "-", "×": r"\times", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "∞": r"\infty", "→": r"\to", "·": r"\cdot",
+    "α": r"\alpha", "β": r"\beta", "δ": r"\delta", "Δ": r"\Delta", "ε": r"\varepsilon", "θ": r"\theta", "λ": r"\lambda",
+    "µ": r"\mu", "μ": r"\mu", "ρ": r"\rho", "σ": r"\sigma", "τ": r"\tau", "₀": "_0", "₁": "_1", "₂": "_2", "²": "^2", "³": "^3",
+}  # fmt: skip
+_SPECIAL |= {character: rf"\ensuremath{{{command}}}" for character, command in _MATHS.items()}
 
 # %% ../../nbs/11_paper/02_latex.ipynb #c4f8fb48
 def latex_escape(text: object) -> str:
-    """`text` with LaTeX's special characters escaped."""
+    """`text` with LaTeX's special characters escaped, and Greek letters and signs of arithmetic set as mathematics."""
     return "".join(_SPECIAL.get(character, character) for character in str(text))
 
 # %% ../../nbs/11_paper/02_latex.ipynb #9a62c9f1
