@@ -156,7 +156,8 @@ def _jobs_of(
         for path in job.writes
     ]
     modules = [path.relative_to(root).as_posix() for path in modules_of(root / notebook, root / "cvi_nb")]
-    earlier += sorted(path.relative_to(root).as_posix() for glob in settings.get("files", []) for path in root.glob(glob))
+    others = [path for glob in settings.get("files", []) for path in root.glob(glob)]
+    earlier += sorted(path.relative_to(root).as_posix() for path in others)
     machine = {key: settings[key] for key in MACHINE if key in settings}
     shards, jobs = settings.get("shards", 1), []
     for shard in range(shards):

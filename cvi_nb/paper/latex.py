@@ -27,7 +27,8 @@ _SPECIAL = {c: rf"\{c}" for c in "&%$#_{}"} | {
 _MATHS = {
     "−": "-", "×": r"\times", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "∞": r"\infty", "→": r"\to", "·": r"\cdot",
     "α": r"\alpha", "β": r"\beta", "δ": r"\delta", "Δ": r"\Delta", "ε": r"\varepsilon", "θ": r"\theta", "λ": r"\lambda",
-    "µ": r"\mu", "μ": r"\mu", "ρ": r"\rho", "σ": r"\sigma", "τ": r"\tau", "₀": "_0", "₁": "_1", "₂": "_2", "²": "^2", "³": "^3",
+    "µ": r"\mu", "μ": r"\mu", "ρ": r"\rho", "σ": r"\sigma", "τ": r"\tau",
+    "₀": "_0", "₁": "_1", "₂": "_2", "²": "^2", "³": "^3",
 }  # fmt: skip
 _SPECIAL |= {character: rf"\ensuremath{{{command}}}" for character, command in _MATHS.items()}
 
