@@ -406,7 +406,7 @@ def test_latex_mistakes_are_errors(tmp_path: Path, mistake: str) -> None:
 
 def test_no_result_is_typed() -> None:
     """Numbers of the text are macros that notebooks write; typed are only those that a reader could not measure."""
-    settings = {"14", "64", "256", "224", "90", "95", "99.5", "0.1"}  # tiles, budgets, pixels, levels, quantile, version
+    settings = {"14", "64", "256", "224", "90", "95", "99.5", "0.1"}  # tiles, budgets, pixels, levels, version
     words = "label|ref|eqref|cite|includegraphics|resizebox|tablefile|notebook|begin|end"
     named = rf"\\({words})\s*(\[[^\]]*\])?(\{{[^{{}}]*\}})*"
     for path in sorted((ROOT / "paper/sections").glob("*.tex")):
