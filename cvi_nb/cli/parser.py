@@ -169,7 +169,7 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--partition", choices=CHOICES["partition"], metavar="NAME", help=partitions)
     baselines = (
         f"what stands in for absent clusters: mixed, {', '.join(CHOICES['baseline'])}, or a grey level from 0 to 1 "
-        "(mixed with gradients)"
+        "(blur)"
     )
     parser.add_argument("--baseline", type=_baseline, metavar="NAME", help=baselines)
     trust = "smaller trusts the evidence more (1)"
