@@ -185,10 +185,15 @@ class Certificate(Ellipsoid):
         return pd.DataFrame({name: getattr(self, name).cpu().numpy() for name in names})
 
     def plot(self, **options: Any) -> Any:
-        """Images beside each pixel's semi-axis of the ellipsoid; `options` go to `cvi_nb.plot.heat_grid`."""
-        axes = (self.radius.view(-1, 1, 1, 1) * self.deviation).mean(1)
-        maps = {"certified reach along one pixel": axes.float().cpu()}
-        return heat_grid(self.images.cpu(), maps, **({"unit": "image units"} | options))
+        """Images beside the shape of their regions: how far each pixel's semi-axis is from the mean one, as a share.
+
+        The mean one, `proxy_radius` in image units, is written at the left; `options` go to `cvi_nb.plot.heat_grid`.
+        """
+        log_axis = self.deviation.double().log()
+        shape = (log_axis - log_axis.flatten(1).mean(1).view(-1, 1, 1, 1)).exp().mean(1) - 1
+        maps = {"certified reach along one pixel": shape.float().cpu()}
+        labels = [f"mean reach {radius:.2g}" for radius in self.proxy_radius.tolist()]
+        return heat_grid(self.images.cpu(), maps, **({"unit": "relative to the mean", "row_labels": labels} | options))
 
 # %% ../../nbs/03_inference/11_certificate.ipynb #a7fdfc32
 @torch.no_grad()
