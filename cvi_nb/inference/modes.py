@@ -37,8 +37,8 @@ from cvi_nb.validation import (
 )
 
 # %% auto #0
-__all__ = ['stroke_partition', 'learned_surrogate', 'mean_field', 'merged', 'Mode', 'Marginals', 'drawn_interval', 'ModesOptions',
-           'MixturePosterior', 'infer_modes']
+__all__ = ['stroke_partition', 'learned_surrogate', 'mean_field', 'merged', 'Mode', 'Marginals', 'widening', 'drawn_interval',
+           'ModesOptions', 'MixturePosterior', 'infer_modes']
 
 # %% ../../nbs/03_inference/09_modes.ipynb #40d5e8a2
 def _lightest_joined(labels: Tensor, centres: Tensor, weights: Tensor, clusters: int) -> Tensor:
@@ -224,7 +224,9 @@ class Marginals:
     credible_interval = alias("credible_interval", confidence_interval)
 
 # %% ../../nbs/03_inference/09_modes.ipynb #84d979f5
-_WIDENED = 1.15
+def widening(evaluations: int) -> float:
+    """Factor of the surrogate's intervals, whose fitted rates are no more certain than `evaluations` make them."""
+    return 1 + 3.6 / math.sqrt(evaluations)
 
 
 def drawn_interval(surrogate: Surrogate, temperature: float, prior: float, generator: torch.Generator) -> Tensor:
@@ -236,7 +238,7 @@ def drawn_interval(surrogate: Surrogate, temperature: float, prior: float, gener
         parts.append(joint.softmax(1) @ every)
     chance = torch.cat(parts).clamp(1e-9, 1 - 1e-9)
     low, high = torch.quantile(chance.logit(), torch.tensor([0.05, 0.95]).double(), dim=0)
-    middle, half = (low + high) / 2, _WIDENED * (high - low) / 2
+    middle, half = (low + high) / 2, widening(len(surrogate.targets)) * (high - low) / 2
     return torch.stack([(middle - half).sigmoid(), (middle + half).sigmoid()], -1)
 
 # %% ../../nbs/03_inference/09_modes.ipynb #8790c47b

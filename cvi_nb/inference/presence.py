@@ -32,7 +32,7 @@ from cvi_nb.inference.estimate import (
 from .exact import all_masks, log_prior
 from .field import Field, FieldPosterior, Shares, field_posterior
 from .game import Game, resolve_target
-from .modes import drawn_interval, learned_surrogate
+from .modes import drawn_interval, learned_surrogate, widening
 from .perturbation import BASELINES, Regions, accepts, blurred, make_baselines, partitions_of, refine
 from ..lazy import pandas as pd
 from .surrogate import draw_functions
@@ -356,7 +356,8 @@ def asked(game: Game, regions: Regions, budget: int, options: PresenceOptions, s
     log_odds, variance, *told = (
         one.to(game.image) for one in (chance.logit(), ((ends[:, 1] - ends[:, 0]) / 3.29).square(), bound, low, high)
     )
-    interval = torch.stack([told[1].minimum(told[0]), told[2].maximum(told[0])])
+    middle, half = (told[1] + told[2]) / 2, widening(len(surrogate.targets)) * (told[2] - told[1]) / 2
+    interval = torch.stack([(middle - half).minimum(told[0]), (middle + half).maximum(told[0])])
     heat = cluster_map([log_odds], [regions], setting.prior_log_odds, 0)
     nothing, nan, error = torch.zeros_like(heat), heat.new_tensor(math.nan), (interval[1] - interval[0]) / 3.29
     spent = len(surrogate.masks)
