@@ -26,14 +26,15 @@ from torch import Tensor
 
 from .attack import AttackResult, ddn
 from .data import ImageSet, load_image, load_photos
-from .inference import CVI, Regions, mean_shift_partition
+from .inference import CVI, Regions, infer_modes, mean_shift_partition, stroke_partition
 from .lazy import pandas as pd, pyplot as plt
 from .models import Classifier
 from .plot import blend, heat_limit, luminance, outlines, overlay, style
 from .validation import check_choice, check_images, check_integer
 
 # %% auto #0
-__all__ = ['Stopped', 'watched', 'Job', 'Answer', 'answer', 'picture', 'table', 'broken', 'Explorer', 'draw', 'static', 'explore']
+__all__ = ['Stopped', 'watched', 'Job', 'Answer', 'answer', 'picture', 'table', 'Way', 'ways', 'broken', 'Explorer', 'draw',
+           'static', 'explore']
 
 # %% ../nbs/16_explore.ipynb #69ac0022
 class Stopped(RuntimeError):
@@ -185,15 +186,20 @@ def _png(colours: np.ndarray) -> str:
     Image.fromarray((255 * colours.clip(0, 1)).round().astype(np.uint8)).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
+# %% ../nbs/16_explore.ipynb #93cdb1e5
+def _nats(value: float) -> str:
+    """Nats with a sign and digits that tell something, however few they are."""
+    return (f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.2g}" if value else "0").replace("-", "−")
+
 # %% ../nbs/16_explore.ipynb #a2f79401
 def _told(row: dict[str, Any]) -> str:
     """One region in words."""
-    line = f"region {row['region']}: {row['nats']:+.2f} nats"
+    line = f"region {row['region']}: {_nats(row['nats'])} nats"
     if "low" in row:
-        line += f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+        line += f" [{_nats(row['low'])}, {_nats(row['high'])}]"
     if "may move by (σ)" in row:
         line += f", may move by σ = {row['may move by (σ)']:.3f}"
-    return f"{line}, {row['area']:.0%} of the image".replace("-", "−")
+    return f"{line}, {row['area']:.0%} of the image"
 
 # %% ../nbs/16_explore.ipynb #b7fe0ceb
 def picture(found: Answer, threshold: float = 0.0, width: int = 380) -> str:
@@ -223,10 +229,66 @@ def picture(found: Answer, threshold: float = 0.0, width: int = 380) -> str:
 # %% ../nbs/16_explore.ipynb #b2c8f02e
 def table(found: Answer) -> str:
     """The regions of an answer as an HTML table."""
-    form = {"nats": "{:+.2f}".format, "low": "{:+.2f}".format, "high": "{:+.2f}".format, "area": "{:.0%}".format}
+    form = {"nats": _nats, "low": _nats, "high": _nats, "area": "{:.0%}".format}
     form["may move by (σ)"] = "{:.3f}".format
     used = {name: how for name, how in form.items() if name in found.table}
-    return found.table.to_html(index=False, formatters=used, border=0).replace("-0.00", "0.00")
+    return found.table.to_html(index=False, formatters=used, border=0)
+
+# %% ../nbs/16_explore.ipynb #e93d4017
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One of several explanations of an answer.
+
+    image : (C, H, W), with what it does not need replaced; inside : (H, W) bool, what is kept; weight : of the mode
+    kept, clusters : so many of so many; area : of what is kept, a share
+    chance : of the class, when the network sees `image`
+    """
+
+    image: Tensor
+    inside: Tensor
+    weight: float
+    kept: int
+    clusters: int
+    area: float
+    chance: float
+
+# %% ../nbs/16_explore.ipynb #6019bf3a
+def ways(model: Classifier, found: Answer, budget: int = 128, seed: int = 0, most: int = 4) -> list[Way]:
+    """The modes of the posterior over few clusters (prior 0.2, β 0.3), the heaviest first: `infer_modes`.
+
+    Clusters lie along the strokes of small grey images (black instead), else they are the answer's coarsest (grey
+    instead). `budget` : forward evaluations, and one more for each mode. Raises `TypeError` or `ValueError`.
+    """
+    image = found.image[None]
+    small = image.shape[1] == 1 and max(image.shape[2:]) <= 32
+    coarsest = getattr(found.posterior, "partitions", [found.posterior.partition])[-1]
+    posterior = infer_modes(
+        model, image, found.target, partition=stroke_partition if small else coarsest,
+        baseline="black" if small else "grey", prior=0.2, temperature=0.3, budget=budget, seed=seed,
+    )  # fmt: skip
+    out = []
+    for mode in posterior.modes()[: check_integer(most, "most", least=1)]:
+        inside = mode.present.to(image.device)[posterior.partition[0]]
+        seen = torch.where(inside, found.image, posterior.baseline[0])
+        chance = float(model.logits(seen[None]).softmax(1)[0, found.target])
+        area, kept = float(inside.double().mean()), int(mode.present.sum())
+        out.append(Way(seen, inside, mode.weight, kept, len(mode.present), area, chance))
+    return out
+
+# %% ../nbs/16_explore.ipynb #c0ae3c71
+def _ways_page(found: Answer, several: list[Way]) -> str:
+    """Several explanations side by side, as HTML."""
+    shown = ""
+    for way in several:
+        dimmed = torch.where(way.inside, found.image, 0.7 * way.image + 0.3 * found.image)
+        uri = _png(dimmed.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).double().numpy())
+        told = f"weight {way.weight:.2f}: {way.kept} of {way.clusters} clusters, {way.area:.0%} of the image; alone, "
+        told += f"p = {way.chance:.2f}"
+        shown += '<figure style="margin:0 8px 8px 0;display:inline-block;vertical-align:top;width:170px">'
+        shown += f'<img width="170" style="image-rendering:{"pixelated" if way.image.shape[-1] < 64 else "auto"}" '
+        shown += f'src="{uri}" alt="mode"/><figcaption style="line-height:1.3">{told}</figcaption></figure>'
+    count = "1 mode: few clusters" if len(several) == 1 else f"{len(several)} modes: sets of few clusters"
+    return f"<div><p>{count} that speak for {html.escape(found.name)}, all else, dimmed here, replaced</p>{shown}</div>"
 
 # %% ../nbs/16_explore.ipynb #33df65e1
 def broken(model: Classifier, found: Answer, steps: int = 50) -> AttackResult:
@@ -261,13 +323,13 @@ def _attack_page(model: Classifier, result: AttackResult) -> str:
 
 # %% ../nbs/16_explore.ipynb #27a1c8d6
 _BANDWIDTHS: dict[str, float | None] = {"several": None, "4": 4.0, "8": 8.0, "16": 16.0, "32": 32.0}
-_BUDGETS = (16, 32, 64, 128, 256, 512)
+_BUDGETS = (32, 64, 128, 256, 512)  # every family takes each
 
 
 def _controls(widgets: Any, names: tuple[str, ...], classes: tuple[str, ...]) -> dict[str, Any]:
     """The widgets that ask, by name."""
     wide = {"layout": widgets.Layout(width="290px"), "style": {"description_width": "80px"}}
-    small = {"layout": widgets.Layout(width="93px")}
+    small = {"layout": widgets.Layout(width="auto", flex="1 1 auto", padding="0 4px")}
     return {
         "photo": widgets.Dropdown(options=list(names), description="photo", **wide),
         "upload": widgets.FileUpload(accept="image/*", description="or a file", **wide),
@@ -277,6 +339,7 @@ def _controls(widgets: Any, names: tuple[str, ...], classes: tuple[str, ...]) ->
         "budget": widgets.SelectionSlider(options=_BUDGETS, value=64, description="budget", **wide),
         "threshold": widgets.FloatSlider(max=0.95, step=0.05, description="hide below", readout_format=".0%", **wide),
         "explain": widgets.Button(description="Explain", button_style="primary", **small),
+        "modes": widgets.Button(description="Modes", disabled=True, tooltip="several explanations", **small),
         "attack": widgets.Button(description="Break it", disabled=True, **small),
         "stop": widgets.Button(description="Stop", disabled=True, **small),
         "bar": widgets.FloatProgress(max=1.0, layout=widgets.Layout(width="290px")),
@@ -290,15 +353,16 @@ class Explorer:
     def __init__(self, model: Classifier, photos: ImageSet, widgets: Any):
         self.model, self.photos, self.found, self.job = model, photos, None, None
         self.controls = _controls(widgets, photos.names, model.classes or ())
-        self.result = {name: widgets.HTML() for name in ("map", "regions", "attack", "call")}
+        self.result = {name: widgets.HTML() for name in ("map", "regions", "modes", "attack", "call")}
         c, r = self.controls, self.result
         asks = [c[name] for name in ("photo", "upload", "class", "family", "bandwidth", "budget", "threshold")]
-        buttons = widgets.HBox([c[name] for name in ("explain", "attack", "stop")])
+        buttons = widgets.HBox([c[name] for name in ("explain", "modes", "attack", "stop")])
         column = widgets.VBox([*asks, buttons, c["bar"], c["line"]])
         beside = widgets.Layout(flex="1 1 400px", min_width="0")  # below the controls where the page is narrow
-        shown = widgets.VBox([r["map"], r["regions"], r["attack"], r["call"]], layout=beside)
+        shown = widgets.VBox(list(r.values()), layout=beside)
         self.view = widgets.HBox([column, shown], layout=widgets.Layout(flex_flow="row wrap"))
         c["explain"].on_click(lambda _: self.explain())
+        c["modes"].on_click(lambda _: self.modes())
         c["attack"].on_click(lambda _: self.attack())
         c["stop"].on_click(lambda _: self.stop())
         c["threshold"].observe(lambda _: self._draw(), "value")
@@ -320,6 +384,11 @@ class Explorer:
         image = self.photos[c["photo"].value].images
         self.result["call"].value = f"<code>{html.escape(_call(c['photo'].value, target, asked))}</code>"
         self._start(partial(answer, self.model, image, target, **asked), self._explained, asked["budget"])
+
+    def modes(self) -> None:
+        """Look for several explanations of the last answer, in a job."""
+        if self.found is not None:
+            self._start(partial(ways, self.model, self.found), self._several, 128)
 
     def attack(self) -> None:
         """Look for the nearest image that breaks the answer, in a job."""
@@ -377,9 +446,16 @@ def _draw(self: Explorer) -> None:
 # %% ../nbs/16_explore.ipynb #9560f52f
 def _explained(self: Explorer, found: Answer) -> None:
     """Take an answer."""
-    self.found, self.result["attack"].value, self.controls["attack"].disabled = found, "", False
+    self.found = found
+    for name in ("modes", "attack"):
+        self.result[name].value, self.controls[name].disabled = "", False
     self.result["regions"].value = table(found)
     self._draw()
+
+# %% ../nbs/16_explore.ipynb #71f8f497
+def _several(self: Explorer, found: list[Way]) -> None:
+    """Take several explanations."""
+    self.result["modes"].value = _ways_page(self.found, found)
 
 # %% ../nbs/16_explore.ipynb #7201f690
 def _attacked(self: Explorer, result: AttackResult) -> None:
@@ -398,16 +474,18 @@ def _upload(self: Explorer, files: Any) -> None:
             except ValueError as error:
                 self.controls["line"].value = html.escape(f"{file['name']}: {' '.join(str(error).split())}")
                 continue
-        more = ImageSet(
-            image, torch.tensor([-1]), (file["name"],), ("upload",), ("not stated",), ("report",), self.photos.classes
-        )
-        self.photos = self.photos + more if file["name"] not in self.photos.names else self.photos
+        name, k = file["name"], 1
+        while name in self.photos.names:  # another photo of the same name
+            k += 1
+            name = f"{Path(file['name']).stem}-{k}{Path(file['name']).suffix}"
+        place = ("upload",), ("not stated",), ("report",)
+        self.photos = self.photos + ImageSet(image, torch.tensor([-1]), (name,), *place, self.photos.classes)
         self.controls["photo"].options = list(self.photos.names)
-        self.controls["photo"].value = file["name"]
+        self.controls["photo"].value = name
 
 # %% ../nbs/16_explore.ipynb #81468c9c
 Explorer._start, Explorer._draw, Explorer._explained = _start, _draw, _explained
-Explorer._attacked, Explorer._upload = _attacked, _upload
+Explorer._several, Explorer._attacked, Explorer._upload = _several, _attacked, _upload
 
 # %% ../nbs/16_explore.ipynb #b9691e2e
 def draw(found: Answer, ax: plt.Axes, threshold: float = 0.0) -> plt.Axes:

@@ -11,8 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CODE = """\
@@ -64,6 +66,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(30)
 
 
+def upload(page: Any, place: Path) -> None:
+    """Choose a file that is no image, which is told of, then one that is."""
+    from cvi_nb.data import load_digits
+
+    seven = (255 * load_digits("report").images[750, 0]).byte().numpy()
+    Image.fromarray(seven).resize((90, 90)).save(place / "seven.png")
+    (place / "none.png").write_bytes(b"no image")
+    for name in ("none.png", "seven.png"):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name=re.compile("or a file")).click()
+        chooser.value.set_files(place / name)
+        if name == "none.png":
+            page.get_by_text(re.compile(r"^none\.png: ")).wait_for()
+    page.locator("option", has_text="seven.png").wait_for(state="attached")
+
+
 @pytest.mark.slow
 def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
     from playwright.sync_api import TimeoutError, expect, sync_playwright
@@ -89,10 +107,18 @@ def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
         explain.click()
         page.locator("svg .region title").first.wait_for(state="attached")
         told = page.locator("svg .region title").first.text_content() or ""
-        assert re.search(r"region 1: [+−][\d.]+ nats \[.+\], \d+% of the image", told), told
+        assert re.search(r"region 1: [+−][\d.e−]+ nats \[.+\], \d+% of the image", told), told
         expect(page.get_by_role("button", name="Break it")).to_be_enabled(timeout=60_000)
         page.locator("svg .region").first.hover(force=True)
         page.screenshot(path=shots / "explained.png")
+        page.get_by_role("button", name="Modes", exact=True).click()
+        page.get_by_text(re.compile(r"\d modes?: .*few clusters that speak for 0")).wait_for()
+        told = page.locator("figcaption", has_text="weight").first.text_content() or ""
+        assert re.search(r"weight [01]\.\d\d: \d+ of \d+ clusters, \d+% of the image; alone, p = [01]\.\d\d", told), (
+            told
+        )
+        page.screenshot(path=shots / "modes.png", full_page=True)
+        expect(page.get_by_role("button", name="Break it")).to_be_enabled(timeout=60_000)
         page.get_by_role("button", name="Break it").click()
         page.get_by_text(re.compile(r"at an L2 distance of [\d.]+")).wait_for()
         page.screenshot(path=shots / "broken.png")
@@ -111,6 +137,15 @@ def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
             page.locator(".noUi-handle").first.press("ArrowLeft")
         explain.click()
         page.get_by_text(re.compile(r"^6, p = 0")).wait_for()
+        upload(page, tmp_path)
+        page.get_by_label("family").select_option("noise")
+        page.get_by_label("class").fill("")
+        page.get_by_label("class").press("Enter")
+        explain.click()
+        page.screenshot(path=shots / "asked.png")
+        page.get_by_text(re.compile(r"^7, p = 0|^7, p = 1")).wait_for()
+        assert "may move by σ = " in (page.locator("svg .region title").first.text_content() or "")
+        page.screenshot(path=shots / "uploaded.png")
         page.set_viewport_size({"width": 400, "height": 900})
         page.wait_for_timeout(500)
         page.screenshot(path=shots / "narrow.png")
