@@ -328,7 +328,7 @@ _BUDGETS = (32, 64, 128, 256, 512)  # every family takes each
 
 def _controls(widgets: Any, names: tuple[str, ...], classes: tuple[str, ...]) -> dict[str, Any]:
     """The widgets that ask, by name."""
-    wide = {"layout": widgets.Layout(width="290px"), "style": {"description_width": "80px"}}
+    wide = {"layout": widgets.Layout(width="290px", max_width="100%"), "style": {"description_width": "80px"}}
     small = {"layout": widgets.Layout(width="auto", flex="1 1 auto", padding="0 4px")}
     return {
         "photo": widgets.Dropdown(options=list(names), description="photo", **wide),
@@ -342,8 +342,8 @@ def _controls(widgets: Any, names: tuple[str, ...], classes: tuple[str, ...]) ->
         "modes": widgets.Button(description="Modes", disabled=True, tooltip="several explanations", **small),
         "attack": widgets.Button(description="Break it", disabled=True, **small),
         "stop": widgets.Button(description="Stop", disabled=True, **small),
-        "bar": widgets.FloatProgress(max=1.0, layout=widgets.Layout(width="290px")),
-        "line": widgets.HTML(layout=widgets.Layout(width="290px")),
+        "bar": widgets.FloatProgress(max=1.0, layout=wide["layout"]),
+        "line": widgets.HTML(layout=wide["layout"]),
     }
 
 # %% ../nbs/16_explore.ipynb #238259bc
@@ -357,7 +357,7 @@ class Explorer:
         c, r = self.controls, self.result
         asks = [c[name] for name in ("photo", "upload", "class", "family", "bandwidth", "budget", "threshold")]
         buttons = widgets.HBox([c[name] for name in ("explain", "modes", "attack", "stop")])
-        column = widgets.VBox([*asks, buttons, c["bar"], c["line"]])
+        column = widgets.VBox([*asks, buttons, c["bar"], c["line"]], layout=widgets.Layout(max_width="100%"))
         beside = widgets.Layout(flex="1 1 400px", min_width="0")  # below the controls where the page is narrow
         shown = widgets.VBox(list(r.values()), layout=beside)
         self.view = widgets.HBox([column, shown], layout=widgets.Layout(flex_flow="row wrap"))

@@ -1,6 +1,6 @@
 """Memory, time and sameness of `cvi explain FOLDER` over many crops of real photos.
 
-    python tests/folder.py [--counts 500 5000] [--model mnist_cnn] [--budget 8] [--crop 64]
+    python tests/folder.py [--counts 500 5000] [--model mnist_cnn] [--partition grid] [--budget 8]
 
 The crops (PNG, random places in the photos that come with packages, by a seed) are explained as parts of 64 without
 pictures, by the command in a process of its own: its peak of resident memory and its CPU time are those that the kernel
@@ -46,7 +46,7 @@ def write_crops(place: Path, count: int, crop: int, seed: int = 0) -> Path:
 def measure(command: list[str]) -> dict[str, float]:
     """Run it to its end: peak resident MiB, CPU seconds and seconds of the clock."""
     begun = time.monotonic()
-    process = subprocess.Popen(command, env=ENV)
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -60,7 +60,7 @@ def kill_and_resume(command: list[str], out: Path, parts: int) -> int:
     """Start, kill -9 when some parts are there, and again; then to the end. Returns how often it was killed."""
     kills = 0
     for k in range(1, KILLS + 1):
-        process = subprocess.Popen([*command, "--resume"], env=ENV)
+        process = subprocess.Popen([*command, "--resume"], env=ENV, stdout=subprocess.DEVNULL)
         while process.poll() is None and len(list(out.glob("images/*.parquet"))) < k * parts // (KILLS + 1):
             time.sleep(0.01)
         time.sleep(0.3 * k)  # in the middle of a part
@@ -79,11 +79,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 5000], help="crops")
     parser.add_argument("--model", default="mnist_cnn")
+    parser.add_argument("--partition", default="grid", help="grid, the cheapest, or mean_shift")
     parser.add_argument("--budget", type=int, default=8)
     parser.add_argument("--crop", type=int, default=64, help="pixels")
     parser.add_argument("--memory-only", action="store_true", help="no kills, no shares")
     given = parser.parse_args()
-    options = ["--model", given.model, "--budget", str(given.budget), "--no-pictures", "--quiet"]
+    options = ["--model", given.model, "--partition", given.partition, "--budget", str(given.budget)]
+    options += ["--no-pictures", "--quiet"]
     with tempfile.TemporaryDirectory(prefix="cvi-folder-") as name:
         place = Path(name)
         for count in given.counts:

@@ -146,6 +146,7 @@ def test_a_person_explains_breaks_and_stops(lab: str, tmp_path: Path) -> None:
         page.get_by_text(re.compile(r"^7, p = 0|^7, p = 1")).wait_for()
         assert "may move by σ = " in (page.locator("svg .region title").first.text_content() or "")
         page.screenshot(path=shots / "uploaded.png")
+        page.keyboard.press("Control+b")  # without the list of files
         page.set_viewport_size({"width": 400, "height": 900})
         page.wait_for_timeout(500)
         page.screenshot(path=shots / "narrow.png")

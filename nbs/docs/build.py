@@ -17,6 +17,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import paper_text
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, HTML = ROOT / "build" / "docs" / "source", ROOT / "build" / "docs" / "html"
 GUIDES = ROOT / "nbs" / "docs"
@@ -26,7 +29,7 @@ MODULES = """data models clustering inference attack defence faithfulness robust
 statistics validation files lazy paper""".split()
 
 
-MADE = ("gallery.md", "reference/index.md")  # pages that are collected, not written
+MADE = ("gallery.md", "reference/index.md", "paper/text.md")  # pages that are collected, not written
 
 
 def notebooks() -> list[Path]:
@@ -175,7 +178,9 @@ def collect_reference() -> None:
 def collect() -> None:
     """Everything that Sphinx reads."""
     shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.copytree(GUIDES, SOURCE, ignore=shutil.ignore_patterns("*.ipynb", "build.py", "__pycache__", ".*"))
+    shutil.copytree(
+        GUIDES, SOURCE, ignore=shutil.ignore_patterns("*.ipynb", "build.py", "paper_text.py", "__pycache__", ".*")
+    )
     for page in SOURCE.rglob("*.md"):
         there = GUIDES / page.relative_to(SOURCE)
         page.write_text(relinked(page.read_text(encoding="utf-8"), there), encoding="utf-8")
@@ -194,8 +199,9 @@ def collect() -> None:
     for folder, title, intro in (
         (
             "paper",
-            "The paper, figure by figure",
-            "One notebook a figure or table: its question, how it is answered, what to see, and what it does not show. "
+            "The paper",
+            "Its text, and one notebook a figure or table: its question, how it is answered, what to see, and what "
+            "it does not show. "
             "`make paper` runs them and typesets the text around them.",
         ),
         (
@@ -205,6 +211,10 @@ def collect() -> None:
         ),
     ):
         names = [p.stem for p in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))]
+        if folder == "paper":
+            names.insert(0, "text")
+            page = paper_text.page(ROOT, SOURCE / folder / "figures")
+            (SOURCE / folder / "text.md").write_text(page, encoding="utf-8")
         (SOURCE / folder / "index.md").write_text(contents(title, intro, names), encoding="utf-8")
 
 
