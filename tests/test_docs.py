@@ -56,6 +56,21 @@ def test_every_module_has_a_reference_page_and_every_guide_a_place(build: Module
         assert inside == "index" or re.search(rf"^({re.escape(inside)}|{page.stem})$", listed, re.M), inside
 
 
+def test_the_text_of_the_paper_takes_its_numbers_from_a_build(build: ModuleType, tmp_path: Path) -> None:
+    """Each caption leads to a notebook, and no command of LaTeX's text is left."""
+    try:
+        build.paper_text.pandoc()
+    except SystemExit:
+        pytest.skip("no pandoc")
+    bare = build.paper_text.page(ROOT, tmp_path / "figures")
+    assert "## Experiments" in bare and "## References" in bare and r"\tag{2}" in bare
+    books = re.findall(r"\[notebook\\\]\]\((\w+\.ipynb)\)", bare)
+    assert len(books) > 8 and all((ROOT / "nbs" / "paper" / book).exists() for book in books)
+    assert not re.search(r"\\(ref|cite|emph|notebook|tablefile)\b", bare)
+    (tmp_path / "numbers.tex").write_text(r"\newcommand{\methodForward}{1{,}234}" + "\n", encoding="utf-8")
+    assert build.paper_text.macros(tmp_path) == {"methodForward": "1{,}234"} and build.paper_text.macros(None) == {}
+
+
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning() -> None:
     """Sphinx with -W, and no link within the pages that leads nowhere."""

@@ -97,8 +97,9 @@ def page(root: Path, pictures: Path) -> str:
         "--shift-heading-level-by",
         "1",
     ]
-    command += ["--bibliography", str(paper / "references.bib"), "--metadata", "reference-section-title=References"]
-    answer = subprocess.run(command, input=MATH + text, capture_output=True, text=True, encoding="utf-8", check=True)
+    command += ["--bibliography", str(paper / "references.bib")]
+    text = MATH + text + "\n\n\\section*{References}\n"  # which citations are appended to
+    answer = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8", check=True)
     told = (
         f"Numbers, tables and figures are those of the profile *{place.name}*, as it was built beside these pages."
         if place
