@@ -472,7 +472,8 @@ def _upload(self: Explorer, files: Any) -> None:
             try:
                 image = load_image(path, self.model.size or 224, self.photos.images.shape[1])
             except ValueError as error:
-                self.controls["line"].value = html.escape(f"{file['name']}: {' '.join(str(error).split())}")
+                told = str(error).replace(str(path), file["name"])
+                self.controls["line"].value = html.escape(" ".join(told.split()))
                 continue
         name, k = file["name"], 1
         while name in self.photos.names:  # another photo of the same name
