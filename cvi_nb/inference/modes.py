@@ -223,12 +223,12 @@ class Marginals:
 
     credible_interval = alias("credible_interval", confidence_interval)
 
-# %% ../../nbs/03_inference/09_modes.ipynb #84d979f5
+# %% ../../nbs/03_inference/09_modes.ipynb #7d1c5f02
 def widening(evaluations: int) -> float:
     """Factor of the surrogate's intervals, whose fitted rates are no more certain than `evaluations` make them."""
     return 1 + 3.6 / math.sqrt(evaluations)
 
-
+# %% ../../nbs/03_inference/09_modes.ipynb #84d979f5
 def drawn_interval(surrogate: Surrogate, temperature: float, prior: float, generator: torch.Generator) -> Tensor:
     """90 % interval (R, 2) of each marginal over functions drawn from the surrogate's process, widened."""
     every = all_masks(len(surrogate.rates))
