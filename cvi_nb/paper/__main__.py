@@ -11,5 +11,5 @@ from pathlib import Path
 
 from .build import main
 
-if __name__ == "__main__" and Path(sys.argv[0]).name == "__main__.py":  # a notebook, too, is named "__main__"
+if __name__ == "__main__" and Path(sys.argv[0]).parts[-2:] == ("paper", "__main__.py"):  # a notebook is "__main__", too
     main()
