@@ -84,22 +84,24 @@ class Heard:
     slopes: Mapping[int, RunningMean] = field(default_factory=dict)
 
 # %% ../../nbs/03_inference/04_estimate.ipynb #75ca6a0a
-def weighted(heard: Heard, temperature: float, balanced: bool, smoothing: float) -> tuple[Tensor, Tensor | None]:
+def weighted(
+    heard: Heard, temperature: float, trust: float | None, smoothing: float
+) -> tuple[Tensor, Tensor | None]:
     """Weight of each draw (N,), and their mean slopes (H, W), None without gradients.
 
-    `balanced`: importance weights within each kind of draws, and kinds in shares in which their slopes, smoothed by
-    `smoothing` pixels, have an equal say; otherwise all draws count alike.
+    `trust`: the power of the importance weights within each kind of draws, and kinds in shares in which their slopes,
+    smoothed by `smoothing` pixels, have an equal say; with None all draws count alike.
     """
     kinds, count = sorted(heard.slopes), len(heard.values)
     maps = [heard.slopes[k].value for k in kinds]
-    if not balanced:
+    if trust is None:
         even = torch.full_like(heard.values, 1 / count)
         parts = [heard.slopes[k].count / count * one for k, one in zip(kinds, maps, strict=True)]
         return even, sum(parts[1:], parts[0]) if parts else None
     shares = equal_say([blurred(one[None], smoothing)[0] for one in maps])
     weights = torch.zeros_like(heard.values)
     for share, k in zip(shares, kinds, strict=True):
-        weights[heard.kind == k] = share * importance_weights(heard.values[heard.kind == k], temperature)
+        weights[heard.kind == k] = share * importance_weights(heard.values[heard.kind == k], temperature / trust)
     return weights, torch.einsum("k,khw->hw", shares, torch.stack(maps))
 
 # %% ../../nbs/03_inference/04_estimate.ipynb #423be6ef

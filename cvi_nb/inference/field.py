@@ -28,7 +28,8 @@ class Shares:
     """What the prior of an evidence field is made of.
 
     clusters : a_0, the share of the clusters; feather : softness of their edges in pixels
-    widths, gaussians : in pixels, and the share of each; noise : d
+    widths, gaussians : in pixels, and the share of each; a share and its negative, of a wider one, leave the detail
+        between them, which is no less a covariance, since a wider Gaussian has the smaller spectrum; noise : d
     """
 
     clusters: float

@@ -70,6 +70,9 @@ def _widths(smoothing: Any, estimator: str | None) -> tuple[float, ...] | None:
     return widths
 
 # %% ../../nbs/03_inference/05_presence.ipynb #56e238eb
+_TRUST = {"tempered": 0.5, "importance": 1.0, "uniform": None}  # the power of importance weights, by name
+
+
 def _checked(given: PresenceOptions) -> dict[str, Any]:
     """The values of `given`, each checked, NumPy's numbers as Python's."""
     steps = check_integer(given.steps, "steps", least=1, optional=True)
@@ -88,7 +91,7 @@ def _checked(given: PresenceOptions) -> dict[str, Any]:
         "seed": check_seed(given.seed),
         "evidence": get_evidence("log_probability" if given.evidence is None else given.evidence),
         "estimator": estimator,
-        "weighting": check_choice(given.weighting, "weighting", ("importance", "uniform")),
+        "weighting": check_choice(given.weighting, "weighting", tuple(_TRUST)),
         "steps": steps,
         "learning_rate": rate if callable(rate) else check_real(rate, "learning_rate", **share),
         "tolerance": check_real(given.tolerance, "tolerance", above=0, below=1, optional=True),
@@ -117,7 +120,7 @@ class PresenceOptions:
     seed: int = 0
     evidence: str | Evidence | None = None
     estimator: str | None = None
-    weighting: str = "importance"
+    weighting: str = "tempered"
     steps: int | None = None
     learning_rate: float | Callable[[int], float] | None = None
     tolerance: float | None = None
@@ -164,7 +167,7 @@ class Setting:
     shares: Shares | None
     feather: float  # of the clusters, in pixels
     gradient: bool
-    balanced: bool  # importance weights
+    trust: float | None  # the power of importance weights; None: all draws alike
     exact: bool  # hard gates of one partition's clusters alone
     asks: bool = False  # where clusters are few, evaluations of whole masks instead of slopes
 
@@ -174,7 +177,7 @@ class Setting:
         return math.log(self.prior / (1 - self.prior))
 
 # %% ../../nbs/03_inference/05_presence.ipynb #7ce247a7
-_SHARES = Shares(clusters=0.6, feather=6.0, widths=(24.0,), gaussians=(0.4,), noise=10.0)
+_SHARES = Shares(clusters=0.6, feather=6.0, widths=(24.0, 2.0, 3.0), gaussians=(0.4, 0.1, -0.1), noise=10.0)
 _COARSE = 2 / 3  # of the draws; the rest are fine
 
 
@@ -204,7 +207,7 @@ def settle(options: PresenceOptions, partitions: Tensor) -> Setting:
         shares=shares,
         feather=feather,
         gradient=gradient,
-        balanced=gradient and options.weighting == "importance",
+        trust=_TRUST[options.weighting] if gradient else None,
         exact=coarse == 0 and len(partitions) == 1,
         asks=len(partitions) == 1 and feather == 0 and not named and options.asks,
     )
@@ -219,7 +222,7 @@ def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Settin
     found, sums, means = [], [], dict[int, RunningMean]()
     for part in draws.split(game.batch_size):
         value, slopes = game.slopes(part.masks, part.baseline)
-        score = value / setting.temperature if setting.balanced else torch.zeros_like(value)
+        score = (setting.trust or 0.0) * value / setting.temperature
         for kind in part.kind.unique().tolist():
             of = part.kind == kind
             means[kind] = means.get(kind, RunningMean()).add(score[of], slopes[of] / setting.temperature)
@@ -262,7 +265,7 @@ def stepped(
 ) -> State:
     """`state` after one natural-gradient step at `rate` ρ from what draws around the marginals `origin` told."""
     widest = max(setting.shares.widths) if setting.shares else 0.0
-    weights, slopes = weighted(heard, setting.temperature, setting.balanced, widest)
+    weights, slopes = weighted(heard, setting.temperature, setting.trust, widest)
     moved = [
         natural_step(old, spread, averaged(terms, weights), setting.prior_log_odds, setting.temperature, rate)
         for old, spread, terms in zip(state.log_odds, state.variance, heard.terms, strict=True)
@@ -653,7 +656,7 @@ def infer_presence(model: Callable[[Tensor], Tensor], images: Tensor, target: An
     estimator : "gradient", or "forward" for models without gradients; None for "gradient", but for at most 16 clusters
         of one partition of your own, one baseline and a budget of at least 32, nothing else about draws being chosen,
         for evaluations of whole masks, by which interactions between clusters are learned
-    weighting : "importance" or "uniform" weights of draws, see `importance_weights`
+    weighting : "importance" weights of draws, their square roots ("tempered"), or "uniform", see `importance_weights`
     steps : natural-gradient steps that share the budget (many with `learning_rate` < 1: mean field); None for one
     learning_rate : ρ of each step, or a function of the step's number 1, 2, …; None for 1/t, the running mean
     tolerance : stop an image when the map of a step agrees with that of the step before, Spearman ≥ 1 − `tolerance`.
@@ -661,8 +664,8 @@ def infer_presence(model: Callable[[Tensor], Tensor], images: Tensor, target: An
     variance_reduction : "antithetic", "stratified" or "sobol" (both in antithetic pairs), or "independent" draws
     relaxation : κ in [0, 1]; 0 for hard gates; None for 1, but as in `COARSE` for coarse draws
     coarse : share of coarse draws in [0, 1]; None for ⅔ with named partitions and 0 for your own
-    smoothing : widths in pixels of the scales of the evidence field's prior, 0 for the clusters; None for 0 and 24 in a
-        224-pixel image with named partitions and gradients, else a flat prior on the clusters
+    smoothing : widths in pixels of the scales of the evidence field's prior, 0 for the clusters; None for 0, 24 and a
+        grain of 2 to 3 in a 224-pixel image with named partitions and gradients, else a flat prior on the clusters
     feather : soft edge of the clusters in pixels; None for 6 in a 224-pixel image with named partitions, 0 for your own
     progress : show a progress bar
 
