@@ -1,6 +1,7 @@
 # The two commands are `make paper` and `make test`; each sets up what it needs. `make` alone lists the others.
 
 PROFILE ?= quick
+SEED    ?= 0
 PYTHON  ?= python3
 SNAKEMAKE_ARGS ?=
 PYTEST_ARGS ?=
@@ -8,6 +9,7 @@ PYTEST_ARGS ?=
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RUN   := $(PROFILE)$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 UV_VERSION := 0.13.9
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 TEX_PACKAGES := texlive-latex-base texlive-latex-recommended texlive-fonts-recommended latexmk
@@ -15,25 +17,31 @@ TEX_PACKAGES := texlive-latex-base texlive-latex-recommended texlive-fonts-recom
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup paper figures test lint executed docs package lab export readme lock tex clean
+.PHONY: help setup paper figures compare claims test lint executed docs package lab export readme lock tex clean
 
 export UV_HTTP_TIMEOUT ?= 600
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHONUNBUFFERED = 1
 
 help:  ## list these targets
-	@echo 'make TARGET [PROFILE=smoke|quick|full]'
+	@echo 'make TARGET [PROFILE=smoke|quick|full] [SEED=1]'
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1@\2/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
 
-paper: tex $(STAMP)  ## every figure, table and number, then the PDF: paper/paper.pdf
-	@$(BIN)/python -m cvi_nb.paper build --profile '$(PROFILE)' --target paper -- $(SNAKEMAKE_ARGS)
-	@cmp -s paper/build/$(PROFILE)/paper.pdf paper/paper.pdf || \
-	  { cp paper/build/$(PROFILE)/paper.pdf paper/.paper.part && mv -f paper/.paper.part paper/paper.pdf; }
-	@echo 'paper/paper.pdf is the $(PROFILE) paper; its figures, tables and executed notebooks: paper/build/$(PROFILE)'
+paper: tex $(STAMP)  ## every figure, table and number, then the PDF: paper/paper.pdf (with SEED=1: paper/build/PROFILE-seed1)
+	@$(BIN)/python -m cvi_nb.paper build --profile '$(PROFILE)' --seed '$(SEED)' --target paper -- $(SNAKEMAKE_ARGS)
+	@[ '$(SEED)' != 0 ] || cmp -s paper/build/$(RUN)/paper.pdf paper/paper.pdf || \
+	  { cp paper/build/$(RUN)/paper.pdf paper/.paper.part && mv -f paper/.paper.part paper/paper.pdf; }
+	@echo 'paper/build/$(RUN): paper.pdf, figures, tables, executed notebooks; paper/paper.pdf is the last one of seed 0'
 
 figures: $(STAMP)  ## the same without LaTeX: paper/build/PROFILE
-	@$(BIN)/python -m cvi_nb.paper build --profile '$(PROFILE)' --target figures -- $(SNAKEMAKE_ARGS)
-	@echo 'figures, tables and executed notebooks: paper/build/$(PROFILE)'
+	@$(BIN)/python -m cvi_nb.paper build --profile '$(PROFILE)' --seed '$(SEED)' --target figures -- $(SNAKEMAKE_ARGS)
+	@echo 'figures, tables and executed notebooks: paper/build/$(RUN)'
+
+compare: $(STAMP)  ## what moved outside its interval between make paper and make paper SEED=1
+	@$(BIN)/python -m cvi_nb.paper compare '$(PROFILE)' '$(PROFILE)-seed$(if $(filter-out 0,$(SEED)),$(SEED),1)'
+
+claims: $(STAMP)  ## paper/claims.md: every number of the text, and where it comes from
+	@$(BIN)/python -m cvi_nb.paper claims --profile '$(PROFILE)'
 
 test: $(STAMP)  ## all tests, those in the notebooks included
 	@OMP_NUM_THREADS=1 MPLBACKEND=agg $(BIN)/python -m pytest -n $$(( $(CORES) > 8 ? 8 : $(CORES) )) --dist worksteal $(PYTEST_ARGS)

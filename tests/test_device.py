@@ -194,9 +194,10 @@ def test_every_notebook_takes_a_device(path: Path) -> None:
     """As a parameter, "auto" by default, chosen once, and stated by what it writes."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    if path.stem in ("04_faithfulness_table", "12_runs"):  # what others have computed, which state their devices
+    if path.stem in ("04_faithfulness_table", "12_runs", "13_parameters", "two_seeds"):  # what others have computed
         assert "load_classifier" not in code and "import torch" not in code
-        assert path.stem == "12_runs" or "frame.attrs" in code
+        assert path.stem != "04_faithfulness_table" or "frame.attrs" in code
+        assert '"device"' in code or path.stem == "04_faithfulness_table", "they state the devices of the others"
         return
     assert code.count('device = "auto"') == 1 and code.count("device = choose_device(device)") == 1
     assert "device_name(device)" in code and "cuda.is_available" not in code

@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 
 from cvi_nb.files import atomic_path
 from cvi_nb.paper import (
+    TEXT_WIDTH,
     NotebookError,
     Outputs,
+    build_dir,
     compare_parameters,
+    compare_runs,
+    estimate,
     latex_escape,
     latex_macro,
     latex_number,
@@ -29,11 +33,14 @@ from cvi_nb.paper import (
     load_config,
     modules_of,
     notebook_parameters,
+    overview,
     plan,
     project_root,
     read_results,
     render_readme,
+    run_name,
     run_notebook,
+    seed_of,
     shard_range,
     typeset,
 )
@@ -340,9 +347,7 @@ def test_a_kernel_that_never_began_starts_again(project: Path, monkeypatch: pyte
 def test_a_killed_run_leaves_nothing(project: Path) -> None:
     """kill -9 after the files are written, before the last cell ends: none is in place, and the next run is fine."""
     notebook, build = project / "nbs/paper/ink.ipynb", project / "build"
-    code = (
-        f"from cvi_nb.paper import run_notebook; run_notebook({str(notebook)!r}, {str(build)!r}, {{'wait': 600.0}})"
-    )
+    code = f"from cvi_nb.paper import run_notebook; run_notebook({str(notebook)!r}, {str(build)!r}, {{'wait': 600.0}})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     staged = build / ".staging" / "ink" / "numbers" / "ink.json"
     while not staged.exists():
@@ -404,14 +409,156 @@ def test_latex_mistakes_are_errors(tmp_path: Path, mistake: str) -> None:
 # The paper's text
 
 
+COMMANDS = "label|ref|eqref|cite|includegraphics|tablefile|notebook|begin|end|setlength|href|vspace|hspace"
+ALLOWED = (r"version 0\.1", r"Algorithm 1\.", r"95\\,\\%", r"8-bit", r"1\{,\}000 steps", r"below 1,", r"\[4pt\]")
+IN_MATH = {
+    "0",
+    "1",
+    "2",
+    "3",
+    "6",
+    "14",
+    "224",
+    "95",
+    "05",
+    "0.2",
+}  # indices, powers, tiles, pixels, levels, radii of columns
+
+
+def typed(text: str) -> list[str]:
+    """Numbers of a LaTeX text that no macro writes and that are no part of a formula."""
+    text = re.sub(r"(?<!\\)%.*", "", text)
+    text = re.sub(r"(?:\d*\.\d+|\d+)?\\(?:linewidth|textwidth)", "", text)
+    text = re.sub(rf"\\({COMMANDS})\b\s*(\[[^\]]*\])?(\{{[^{{}}]*\}})*", "", text)
+    for phrase in ALLOWED:
+        text = re.sub(phrase, "", text)
+    formulas = re.findall(r"\$[^$]*\$", text)
+    number = r"(?<![A-Za-z\\])(?:\d+\.\d+|\.?\d+)"
+    inside = [n.lstrip(".") for formula in formulas for n in re.findall(number, formula)]
+    plain = re.sub(r"\$[^$]*\$|\\\([^)]*\\\)|(?s:\\begin\{equation\}.*?\\end\{equation\})", "", text)
+    return [n for n in inside if n not in IN_MATH] + re.findall(number, plain)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a difference of .08", "covers 90 of them", "7 photographs", "of $.13$", "at $64$ evaluations", r"12\,\% of all"],
+)
+def test_a_typed_result_is_seen(text: str) -> None:
+    assert typed(text)
+
+
+@pytest.mark.parametrize("text", [r"of \runsGain{} at 95\,\%", r"$z \in [0,1]$ and $2^R$", r"\cite{a2017} % 3 of 4"])
+def test_what_is_no_result_passes(text: str) -> None:
+    assert typed(text) == []
+
+
+def sections() -> dict[str, str]:
+    """The text of the paper by the names of its sections."""
+    return {p.name: p.read_text(encoding="utf-8") for p in sorted((ROOT / "paper/sections").glob("*.tex"))}
+
+
 def test_no_result_is_typed() -> None:
     """Numbers of the text are macros that notebooks write; typed are only those that a reader could not measure."""
-    settings = {"14", "64", "256", "224", "90", "95", "99.5", "0.1"}  # tiles, budgets, pixels, levels, version
-    words = "label|ref|eqref|cite|includegraphics|resizebox|tablefile|notebook|begin|end"
-    named = rf"\\({words})\s*(\[[^\]]*\])?(\{{[^{{}}]*\}})*"
-    for path in sorted((ROOT / "paper/sections").glob("*.tex")):
-        text = re.sub(r"(?<!\\)%.*", "", path.read_text(encoding="utf-8"))
-        assert "repository's" not in text and "of the repository" not in text, f"{path.name} points to no number"
-        found = re.findall(r"(?<![A-Za-z\\])\d+(?:\.\d+)?", re.sub(named, "", text))
-        typed = [number for number in found if number not in settings and len(number) > 1]
-        assert not typed, f"{path.name}: {typed} must be macros"
+    for name, text in sections().items():
+        assert "repository's" not in text and "of the repository" not in text, f"{name} points to no number"
+        formulas = r"(?s)\\begin\{(equation|enumerate)\}.*?\\end\{\1\}"
+        found = typed(re.sub(formulas, "", text)) if name not in ("proofs.tex", "method.tex") else []
+        assert not found, f"{name}: {found} must be macros"
+
+
+def test_every_float_says_what_made_it_and_is_not_shrunk() -> None:
+    """A caption links the notebook that writes the figure or table, which the text refers to."""
+    import yaml
+
+    entries = yaml.safe_load((ROOT / "paper/config/notebooks.yaml").read_text(encoding="utf-8"))["notebooks"]
+    everything = "".join(sections().values())
+    for name, text in sections().items():
+        assert "resizebox" not in text, f"{name}: a table that does not fit is split, not shrunk"
+        for body in re.findall(r"(?s)\\begin\{(?:figure|table)\}(.*?)\\end\{(?:figure|table)\}", text):
+            shown = [("figures", f) for f in re.findall(r"\\includegraphics(?:\[[^]]*\])?\{(\w+)\}", body)]
+            shown += [("tables", f) for f in re.findall(r"\\tablefile\{(\w+)\}", body)]
+            linked = re.findall(r"\\notebook\{(\w+)\}", body)
+            assert shown and linked, f"{name}: {body[:80]}"
+            for kind, file in shown:
+                assert any(file in entries[book]["writes"].get(kind, []) for book in linked), f"{file} is of {linked}"
+            for label in re.findall(r"\\label\{((?:fig|tab):\w+)\}", body):
+                assert rf"\ref{{{label}}}" in everything, f"nothing refers to {label}"
+
+
+def test_figures_are_as_wide_as_the_lines() -> None:
+    geometry = re.search(r"a4paper,margin=(\d+)mm", (ROOT / "paper/paper.tex").read_text(encoding="utf-8"))
+    assert geometry and pytest.approx((210 - 2 * int(geometry[1])) / 25.4, abs=0.01) == TEXT_WIDTH
+
+
+def test_small_words_are_refused(tmp_path: Path) -> None:
+    out = Outputs(tmp_path, "run")
+    figure, axes = plt.subplots(figsize=(TEXT_WIDTH, 2))
+    axes.set_title("seven points", fontsize=7)
+    out.figure(figure, "run")
+    figure.set_size_inches(1.1 * TEXT_WIDTH, 2)  # and shrunk on paper
+    with pytest.raises(ValueError, match=r"'seven points' of 6\.4"):
+        out.figure(figure, "run")
+    plt.close(figure)
+
+
+def test_every_number_of_the_text_is_in_the_list_of_claims() -> None:
+    page = (ROOT / "paper/claims.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\| `(\w+)` \|$", page, flags=re.M))
+    used = {macro for text in sections().values() for macro in re.findall(r"\\([a-z]+[A-Z][A-Za-z]*)", text)}
+    ends = {macro for macro in used if re.sub("(Low|High)$", "", macro) in listed}
+    own = {"lVert", "rVert"}  # of LaTeX
+    missing = {macro for macro in used - ends - listed - own}
+    assert not missing, f"make claims: {sorted(missing)}"
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "](../nbs/paper/" in line]
+    assert len(rows) == len(re.findall(r"\| `\w+` \|$", page, flags=re.M)) > 150
+    notebooks = set(re.findall(r"\]\(\.\./(nbs/paper/\w+\.ipynb)\)", page))
+    assert all((ROOT / notebook).exists() for notebook in notebooks)
+    without_n = [row for row in rows if not row.split(" | ")[2].strip()]
+    assert len(without_n) < 0.1 * len(rows), without_n[:5]
+
+
+# Another seed
+
+
+def test_a_seed_reaches_every_notebook_that_draws() -> None:
+    first, second = (plan(load_config(run, ROOT), run, ROOT) for run in ("smoke", run_name("smoke", 1)))
+    for one, other in zip(first, second, strict=True):
+        parameters = notebook_parameters(ROOT / one.notebook)
+        if "seed" not in parameters:
+            assert Path(one.notebook).stem in ("12_runs", "13_parameters"), f"{one.notebook} draws without a seed"
+            continue
+        assert other.parameters == one.parameters | {"seed": 1} | (
+            {"in_dir": build_dir("smoke-seed1")} if "in_dir" in one.parameters else {}
+        ) | ({"profile": "smoke-seed1"} if "profile" in one.parameters else {})
+        cells = json.loads((ROOT / one.notebook).read_text(encoding="utf-8"))["cells"]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        assert sum(bool(re.search(r"\bseed\b", source)) for source in code) > 1, f"{one.notebook} ignores its seed"
+    assert build_dir("smoke") != build_dir(run_name("smoke", 1)) and seed_of(run_name("smoke", 12)) == 12
+    assert {path for job in second for path in job.reads if "build/smoke/" in path} == set()
+
+
+def test_what_moved_between_two_runs(tmp_path: Path) -> None:
+    for run, shift in (("one", 0.0), ("two", 0.3)):
+        out = Outputs(tmp_path / run, "run")
+        out.numbers(n="8 photographs", **estimate("still", (1.0, 0.9, 1.1)), **estimate("lone", (1.0, np.nan, np.nan)))
+        out.numbers(
+            **estimate("near", (shift / 2, shift / 2 - 0.1, shift / 2 + 0.1)),
+            **estimate("far", (shift, shift - 0.1, shift + 0.1)),
+        )
+    found = compare_runs(tmp_path / "one", tmp_path / "two").set_index("number")["moved"]
+    assert found.to_dict() == {"run.far": "apart", "run.near": "outside", "run.lone": "unknown", "run.still": ""}
+    with pytest.raises(FileNotFoundError, match="numbers of a run"):
+        compare_runs(tmp_path / "one", tmp_path / "three")
+
+
+def test_what_is_left_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = project / "paper/build/smoke"
+    config = {"notebooks": {"ink": {"writes": {"numbers": ["ink"]}, "parameters": {"images": 10}}}}
+    jobs = plan(config, "smoke", project)
+    assert "to run" in overview(jobs, build, project) and "1 never run here" in overview(jobs, build, project)
+    run_notebook(project / jobs[0].notebook, build, jobs[0].parameters, "ink", jobs[0].writes, progress=False)
+    assert "up to date" in overview(jobs, build, project)
+    (other,) = plan(
+        {"notebooks": {"ink": config["notebooks"]["ink"] | {"parameters": {"images": 20}}}}, "smoke", project
+    )
+    assert re.search(r"ink +to run +took \d+ s", overview([other], build, project))

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from ..attack import ddn, pgd
 from ..data import ImageSet
 from .bench import image_rows, old_order, random_map
-from ..lazy import pandas as pd, pyplot as plt, seaborn as sns
+from ..lazy import pandas as pd, pyplot as plt
 from ..models import Evaluations, as_classifier
-from ..plot import PAGE, style
+from ..plot import COLOURS, PAGE, colour_of, style
 from ..statistics import bootstrap_mean, compare
 from cvi_nb.validation import (
     check_batch_size,
@@ -243,38 +243,32 @@ def _compared(result: ConfinedResult, reference: str, area: float, measure: str,
     return compare(values, reference, groups, **options)
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #58e60cd4
+def _draw_areas(ax: Any, result: ConfinedResult, key: str, level: float, highlight: Sequence[str]) -> None:
+    """One measure against area: a curve a method, its intervals as bars side by side, which hide no other curve."""
+    frame, methods = result.frame.reset_index(drop=True), result.methods
+    groups = frame["group"]
+    for k, method in enumerate(methods):
+        part = frame[frame["method"] == method].sort_values("area")
+        rows = [
+            (100 * area, *bootstrap_mean(one.to_numpy(), groups[one.index].tolist(), 2000, level))
+            for area, one in ((area, part.loc[part["area"] == area, key]) for area in part["area"].unique())
+        ]
+        x, mean, low, high = np.array(rows).T
+        colour = colour_of(method, list(COLOURS.values())[k % len(COLOURS)])
+        wide = 2.0 if method in highlight else 1.1
+        dashes = (0, (1, 1)) if method in CHANCE else "-"
+        ax.plot(x, mean, color=colour, linewidth=wide, linestyle=dashes, marker="o", markersize=2.5, label=method)
+        ax.vlines(x * 1.035 ** (k - (len(methods) - 1) / 2), low, high, color=colour, linewidth=0.8, alpha=0.8)
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #4bcd9b9c
 def _plotted(result: ConfinedResult, axes: Any, level: float, highlight: Sequence[str]) -> Any:
-    frame = result.frame.assign(percent=100 * result.frame["area"]).reset_index(drop=True)
-    areas, groups = np.unique(frame["percent"]), frame["group"]
-    dashes = {method: (1, 1) if method in CHANCE else "" for method in result.methods}
-    sizes = {method: 2.0 if method in highlight else 1.0 for method in result.methods}
+    areas = 100 * np.unique(result.frame["area"])
     labels = {"success": "attacks that succeed", "l2": "smallest $L_2$ found"}
-
-    def interval(values: pd.Series) -> tuple[float, ...]:
-        return bootstrap_mean(values.to_numpy(), groups[values.index].tolist(), 2000, level)[1:]
-
     with style():
         if axes is None:
             axes = plt.subplots(1, len(result.measures), figsize=(PAGE, 2.6), layout="constrained", squeeze=False)[1][0]
         for ax, key in zip(axes, result.measures, strict=False):
-            sns.lineplot(
-                frame,
-                x="percent",
-                y=key,
-                hue="method",
-                style="method",
-                size="method",
-                dashes=dashes,
-                sizes=sizes,
-                markers=dict.fromkeys(result.methods, "o"),
-                markersize=3,
-                markeredgewidth=0,
-                errorbar=interval,
-                err_kws={"alpha": 0.12, "lw": 0},
-                legend="full",
-                ax=ax,
-            )
-            ax.get_legend().remove()
+            _draw_areas(ax, result, key, level, highlight)
             ax.set(xlabel="area that may be changed (%)", ylabel=labels[key], xscale="log")
             ax.set_xticks(areas, [f"{a:g}" for a in areas])
             ax.minorticks_off()

@@ -7,14 +7,18 @@ __all__ = []
 
 # %% ../../nbs/11_paper.ipynb #de4c47b5
 from .build import build_paper, latex_preamble, render_readme, typeset
+from .compare import compare_runs
+from .claims import write_claims
+from .progress import overview
 from .executed import code_hash, is_current, store_executed
 from .execute import NotebookError, provenance, run_notebook
 from .latex import latex_escape, latex_macro, latex_number, latex_table
-from .outputs import Outputs, read_results, shard_range
+from .outputs import TEXT_WIDTH, Outputs, estimate, read_results, shard_range
 from .parameters import check_parameters, compare_parameters, notebook_parameters, project_root
-from .jobs import Job, build_dir, load_config, modules_of, plan
+from .jobs import Job, build_dir, load_config, modules_of, plan, run_name, seed_of
 
 __all__ = [
+    "TEXT_WIDTH",
     "Job",
     "NotebookError",
     "Outputs",
@@ -23,6 +27,8 @@ __all__ = [
     "check_parameters",
     "code_hash",
     "compare_parameters",
+    "compare_runs",
+    "estimate",
     "is_current",
     "latex_escape",
     "latex_macro",
@@ -32,13 +38,17 @@ __all__ = [
     "load_config",
     "modules_of",
     "notebook_parameters",
+    "overview",
     "plan",
     "project_root",
     "provenance",
     "read_results",
     "render_readme",
+    "run_name",
     "run_notebook",
+    "seed_of",
     "shard_range",
     "store_executed",
     "typeset",
+    "write_claims",
 ]

@@ -23,7 +23,10 @@ from .executed import is_current, store_executed
 from ..files import atomic_path
 from .outputs import locked
 from .parameters import project_root, settings_of
-from .jobs import ENDINGS, Job, build_dir, load_config, plan
+from .claims import write_claims
+from .compare import compare_runs
+from .jobs import ENDINGS, Job, build_dir, load_config, plan, run_name
+from .progress import overview, record_of, remaining, spoken
 
 # %% auto #0
 __all__ = ['latex_preamble', 'typeset', 'prune', 'build_paper', 'render_readme', 'main']
@@ -102,7 +105,7 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
 
     Parameters
     ----------
-    profile : a configuration in ``paper/config``.
+    profile : a configuration in ``paper/config``, with its seed if that is not 0 (`run_name`).
     target : "paper", or "figures" for everything but the PDF.
     arguments : further arguments for Snakemake, such as ``("--workflow-profile", "paper/cluster/slurm")``. Without an
         executor of theirs, one job at a time has the card.
@@ -118,6 +121,7 @@ def build_paper(profile: str = "quick", target: str = "paper", arguments: Sequen
     cards = [] if elsewhere or "--resources" in arguments else ["--resources", "gpu=1"]
     with locked(root / "paper" / "build" / ".lock", wait=False) as lock:
         prune(root / build_dir(profile), jobs)
+        print(overview(jobs, root / build_dir(profile), root), flush=True)
         os.set_inheritable(lock, True)  # Snakemake holds it as long as it lives
         os.chdir(root)
         command = [
@@ -203,6 +207,10 @@ def _command(given: Any) -> None:
     if given.command == "alone":
         _alone(root, Path(given.notebook), given.parameter, given.out)
         return
+    if given.command == "compare":
+        print(compare_runs(root / build_dir(given.first), root / build_dir(given.second)).to_string(index=False))
+        return
+    given.profile = run_name(given.profile, given.seed)
     if given.command == "build":
         build_paper(given.profile, given.target, given.arguments)
     jobs = {job.name: job for job in plan(load_config(given.profile, root), given.profile, root)}
@@ -212,18 +220,22 @@ def _command(given: Any) -> None:
         latex_preamble([out_dir / path for path in written], out_dir / "numbers.tex")
     elif given.command == "typeset":
         typeset(given.profile, root)
+    elif given.command == "claims":
+        write_claims(root, given.profile, given.output)
     elif given.command == "executed":
         _keep_executed(root, given.profile, jobs, given.stamp_benchmarks)
     elif given.job in jobs:
         _end_with_parent()
         job = jobs[given.job]
         run_notebook(root / job.notebook, out_dir, job.parameters, job.name, job.writes)
+        took = spoken(float(str(record_of(job, out_dir)["seconds"])))
+        print(f"{job.name} took {took}; {remaining(list(jobs.values()), out_dir, root)}", flush=True)
     else:
         raise ValueError(f"`job` must be one of {', '.join(jobs)}, got {given.job!r}")
 
 # %% ../../nbs/11_paper/07_build.ipynb #38cca227
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line: ``build``, ``run``, ``alone``, ``preamble``, ``typeset``, ``executed`` and ``readme``."""
+    """Command line: ``build``, ``run``, ``alone``, ``typeset``, ``executed``, ``claims``, ``compare`` and some more."""
     parser = ArgumentParser(prog="python -m cvi_nb.paper", description="Build the paper from its notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="everything that is out of date")
@@ -239,8 +251,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pdf = commands.add_parser("typeset", help="paper.pdf out of what is there")
     executed = commands.add_parser("executed", help="nbs/paper with the outputs of a profile")
     executed.add_argument("--stamp-benchmarks", action="store_true", help="the benchmarks' outputs are of their code")
-    for command in (build, run, preamble, pdf, executed):
+    claimed = commands.add_parser("claims", help="the page on which every number of the text is traced")
+    claimed.add_argument("output", nargs="?", default="paper/claims.md")
+    for command in (build, run, preamble, pdf, executed, claimed):
         command.add_argument("--profile", default="quick")
+        command.add_argument("--seed", type=int, default=0, help="of all notebooks; another one, another folder")
+    two = commands.add_parser("compare", help="what moved between two runs, such as quick and quick-seed1")
+    two.add_argument("first")
+    two.add_argument("second")
     readme = commands.add_parser("readme", help="README.md from nbs/index.ipynb")
     readme.add_argument("output", nargs="?", default="README.md")
     given = parser.parse_args(arguments)

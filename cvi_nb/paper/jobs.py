@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from .parameters import compare_parameters, notebook_parameters
 
 # %% auto #0
-__all__ = ['ENDINGS', 'MACHINE', 'KEYS', 'modules_of', 'Job', 'build_dir', 'load_config', 'plan']
+__all__ = ['ENDINGS', 'MACHINE', 'KEYS', 'SEEDED', 'modules_of', 'Job', 'build_dir', 'run_name', 'seed_of', 'load_config', 'plan']
 
 # %% ../../nbs/11_paper/04_plan.ipynb #2b907ecf
 def _imports(source: str, relative_to: str = "") -> set[str]:
@@ -94,12 +95,29 @@ def build_dir(profile: str) -> str:
     """Folder of a profile's results, from the project's root."""
     return f"paper/build/{profile}"
 
+# %% ../../nbs/11_paper/04_plan.ipynb #abc90e82
+SEEDED = re.compile(r"-seed(\d+)$")
+
+
+def run_name(profile: str, seed: int = 0) -> str:
+    """What a run of a profile is called, its folder after it: the profile, and its seed if that is not 0."""
+    return f"{profile}-seed{seed}" if seed else profile
+
+# %% ../../nbs/11_paper/04_plan.ipynb #409e02d6
+def seed_of(run: str) -> int:
+    """The seed in the name of a run."""
+    found = SEEDED.search(run)
+    return int(found[1]) if found else 0
+
 # %% ../../nbs/11_paper/04_plan.ipynb #4e7616f9
 def load_config(profile: str, root: str | Path) -> dict[str, Any]:
-    """``paper/config/notebooks.yaml`` with a profile laid over it. Raises `ValueError` if there is no such profile."""
+    """``paper/config/notebooks.yaml`` with a profile laid over it, whatever its seed.
+
+    Raises `ValueError` if there is no such profile.
+    """
     import yaml
 
-    folder = Path(root) / "paper" / "config"
+    folder, profile = Path(root) / "paper" / "config", SEEDED.sub("", profile)
     profiles = sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "notebooks")
     if profile not in profiles:
         raise ValueError(f"`profile` must be one of {', '.join(profiles)}, got {profile!r}")
@@ -114,7 +132,7 @@ def load_config(profile: str, root: str | Path) -> dict[str, Any]:
     return laid_over(base, over)
 
 # %% ../../nbs/11_paper/04_plan.ipynb #d0c3282b
-def _check_entry(entry: str, settings: Any, before: Mapping[str, Any], root: Path) -> None:
+def _check_entry(entry: str, settings: Any, before: Mapping[str, Any]) -> None:
     """Refuse an entry of the configuration that cannot be meant."""
     if not isinstance(settings, dict) or not settings.get("writes"):
         raise ValueError(
@@ -127,8 +145,6 @@ def _check_entry(entry: str, settings: Any, before: Mapping[str, Any], root: Pat
             )
     if missing := [name for name in settings.get("needs", []) if name not in before]:
         raise ValueError(f"`needs` of {entry} must be entries that come before it, got {', '.join(missing)}")
-    if nothing := [glob for glob in settings.get("files", []) if not any(root.glob(glob))]:
-        raise ValueError(f"`files` of {entry} must match files of the project, got {', '.join(nothing)}")
     for key in set(MACHINE) & set(settings):
         if type(settings[key]) is not int or settings[key] < (key != "gpu"):
             raise ValueError(f"`{key}` of {entry} must be a whole number of its unit, got {settings[key]!r}")
@@ -136,6 +152,14 @@ def _check_entry(entry: str, settings: Any, before: Mapping[str, Any], root: Pat
         raise ValueError(
             f"`writes` of {entry} must be results only, since it has shards, got {', '.join(settings['writes'])}"
         )
+
+# %% ../../nbs/11_paper/04_plan.ipynb #4f25bf9f
+def _files_of(entry: str, globs: Sequence[str], root: Path) -> list[str]:
+    """The files that an entry reads beside what others wrote, sorted; each of its patterns must match some."""
+    found = {glob: [path.relative_to(root).as_posix() for path in root.glob(glob)] for glob in globs}
+    if nothing := [glob for glob, paths in found.items() if not paths]:
+        raise ValueError(f"`files` of {entry} must match files of the project, got {', '.join(nothing)}")
+    return sorted(set().union(*found.values()))
 
 # %% ../../nbs/11_paper/04_plan.ipynb #ff865c5b
 def _jobs_of(
@@ -148,6 +172,7 @@ def _jobs_of(
     known = notebook_parameters(root / notebook)
     parameters = dict(settings.get("parameters") or {})
     parameters |= {"profile": profile} if "profile" in known else {}
+    parameters |= {"seed": seed_of(profile)} if seed_of(profile) and "seed" in known else {}
     parameters |= {"in_dir": build_dir(profile)} if settings.get("needs") else {}
     earlier = [
         f"{build_dir(profile)}/{path}"
@@ -156,8 +181,7 @@ def _jobs_of(
         for path in job.writes
     ]
     modules = [path.relative_to(root).as_posix() for path in modules_of(root / notebook, root / "cvi_nb")]
-    others = [path for glob in settings.get("files", []) for path in root.glob(glob)]
-    earlier += sorted(path.relative_to(root).as_posix() for path in others)
+    earlier += _files_of(entry, settings.get("files", []), root)
     machine = {key: settings[key] for key in MACHINE if key in settings}
     shards, jobs = settings.get("shards", 1), []
     for shard in range(shards):
@@ -180,7 +204,8 @@ def plan(config: Mapping[str, Any], profile: str, root: str | Path = ".") -> lis
     Parameters
     ----------
     config : the configuration, ``notebooks.yaml`` with a profile laid over it.
-    profile : its name; given to every notebook that has a parameter ``profile``.
+    profile : its name; given to every notebook that has a parameter ``profile``. With a seed (``"quick-seed1"``), every
+        notebook that has a parameter ``seed`` is given this seed.
     root : the project's root.
 
     Raises
@@ -192,7 +217,7 @@ def plan(config: Mapping[str, Any], profile: str, root: str | Path = ".") -> lis
     usual = config.get("machine", {})  # what an entry takes that does not say otherwise
     for entry, own in config.get("notebooks", {}).items():
         settings = usual | own if isinstance(own, dict) else own
-        _check_entry(entry, settings, jobs, Path(root))
+        _check_entry(entry, settings, jobs)
         jobs[entry] = _jobs_of(entry, settings, profile, Path(root), jobs)
     planned = [job for group in jobs.values() for job in group]
     owner: dict[str, str] = {}

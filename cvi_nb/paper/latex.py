@@ -28,7 +28,7 @@ _MATHS = {
     "−": "-", "×": r"\times", "±": r"\pm", "≤": r"\le", "≥": r"\ge", "∞": r"\infty", "→": r"\to", "·": r"\cdot",
     "α": r"\alpha", "β": r"\beta", "δ": r"\delta", "Δ": r"\Delta", "ε": r"\varepsilon", "θ": r"\theta", "λ": r"\lambda",
     "µ": r"\mu", "μ": r"\mu", "ρ": r"\rho", "σ": r"\sigma", "τ": r"\tau",
-    "₀": "_0", "₁": "_1", "₂": "_2", "²": "^2", "³": "^3",
+    "₀": "_0", "₁": "_1", "₂": "_2", "²": "^2", "³": "^3", "κ": r"\kappa",
 }  # fmt: skip
 _SPECIAL |= {character: rf"\ensuremath{{{command}}}" for character, command in _MATHS.items()}
 

@@ -28,8 +28,8 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['locked', 'claim', 'check_shard', 'shard_range', 'write_figure', 'write_table', 'needing_pyarrow', 'write_numbers',
-           'Outputs', 'read_results']
+__all__ = ['TEXT_WIDTH', 'LEAST_POINTS', 'locked', 'claim', 'check_shard', 'shard_range', 'smallest_text', 'write_figure',
+           'write_table', 'needing_pyarrow', 'write_numbers', 'estimate', 'Outputs', 'read_results']
 
 # %% ../../nbs/11_paper/03_outputs.ipynb #f5ab6b76
 @contextmanager
@@ -97,6 +97,21 @@ def shard_range(total: int, shard: int = 0, shards: int = 1) -> range:
     check_shard(shard, shards)
     return range(shard, total, shards)
 
+# %% ../../nbs/11_paper/03_outputs.ipynb #048c6c78
+TEXT_WIDTH = 6.14  # inches: the lines of the paper, 156 mm
+LEAST_POINTS = 7.0
+
+
+def smallest_text(figure: Any, width: float = TEXT_WIDTH) -> tuple[float, str]:
+    """Points of the smallest visible words of a figure printed at most `width` inches wide, and these words."""
+    scale = min(1.0, width / figure.get_size_inches()[0])
+    shown = [
+        text for text in figure.findobj(match=lambda artist: hasattr(artist, "get_fontsize")) if text.get_visible()
+    ]
+    words = [text for text in shown if text.get_text().strip()]
+    least = min(words, key=lambda text: text.get_fontsize(), default=None)
+    return (float("inf"), "") if least is None else (scale * least.get_fontsize(), least.get_text())
+
 # %% ../../nbs/11_paper/03_outputs.ipynb #279f2e6d
 def write_figure(figure: Any, path: Path, dpi: int = 150) -> Path:
     """A Matplotlib figure as vector PDF at `path` and as a preview (.png) beside it; the same data, the same file."""
@@ -141,6 +156,20 @@ def write_numbers(path: Path, name: str, values: dict[str, tuple[Any, str]]) -> 
         raw = {key: value.item() if isinstance(value, np.generic) else value for key, (value, _) in values.items()}
         temporary.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     return path
+
+# %% ../../nbs/11_paper/03_outputs.ipynb #3b805d5f
+def estimate(name: str, triple: Any, spec: str = "", n: str = "") -> dict[str, tuple[Any, str]]:
+    """Numbers of one result for `Outputs.numbers`: its value and the ends of its interval, and what it rests on.
+
+    Parameters
+    ----------
+    name : key of the value; its ends are `name`_low and `name`_high
+    triple : value, low, high
+    spec : how they are printed, see `latex_number`
+    n : what it rests on, in words, if that is not what the notebook's `n` says
+    """
+    parts = zip(("", "_low", "_high"), triple, strict=True)
+    return {f"{name}{end}": (float(v), spec) for end, v in parts} | ({f"{name}_n": (n, "")} if n else {})
 
 # %% ../../nbs/11_paper/03_outputs.ipynb #b1ace0f1
 class _Place:
@@ -197,7 +226,15 @@ class Outputs(_Place):
     """
 
     def figure(self, figure: Any, name: str, dpi: int = 150) -> Path:
-        """Write a Matplotlib figure as ``figures/NAME.pdf`` and ``.png`` (a preview); returns the PDF's path."""
+        """Write a Matplotlib figure as ``figures/NAME.pdf`` and ``.png`` (a preview); returns the PDF's path.
+
+        Raises `ValueError` if some of its words would be printed smaller than seven points.
+        """
+        points, words = smallest_text(figure)
+        if points < LEAST_POINTS - 1e-6:
+            raise ValueError(
+                f"`figure` must have no word below {LEAST_POINTS:g} pt in print, got {words!r} of {points:.1f}"
+            )
         return write_figure(figure, self.path("figures", name, "pdf"), dpi)
 
     def table(self, frame: pd.DataFrame, name: str, **options: Any) -> Path:

@@ -10,7 +10,7 @@ from .intervals import bars_with_intervals, curves
 from .files import save_figure
 from .heat_maps import blend, heat_grid, heat_limit, luminance, outlines, overlay
 from .images import as_pictures, show_images
-from .theme import COLOURS, COLUMN, PAGE, STYLE, style
+from .theme import COLOURS, COLUMN, PAGE, STYLE, colour_of, letter_panels, style
 
 __all__ = [
     "COLOURS",
@@ -20,9 +20,11 @@ __all__ = [
     "as_pictures",
     "bars_with_intervals",
     "blend",
+    "colour_of",
     "curves",
     "heat_grid",
     "heat_limit",
+    "letter_panels",
     "luminance",
     "outlines",
     "overlay",

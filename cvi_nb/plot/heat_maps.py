@@ -257,7 +257,7 @@ def _grid_row(
                 f"ℓ = {limit / 10.0**exponent:.3g}{power}",
                 ha="center",
                 va="top",
-                fontsize=6.5,
+                fontsize=7,
                 transform=ax.transAxes,
             )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..lazy import pyplot as plt, scale
-from .theme import COLOURS, COLUMN, DASHES, checked_array, style
+from .theme import COLOURS, COLUMN, DASHES, checked_array, colour_of, style
 from ..validation import check_choice, check_flag, check_integer, check_mapping, check_real, check_sequence
 
 # %% auto #0
@@ -80,7 +80,7 @@ def _draw_curves(
     for i, (name, values) in enumerate(series.items()):
         position = checked_array(x[name] if isinstance(x, Mapping) else x, "x", "(K,)", 1)
         mean, low, high = _intervals(values, f"series[{name!r}]", len(position))
-        colour = colours.get(name, palette[i % len(palette)])
+        colour = colours.get(name, colour_of(name, palette[i % len(palette)]))
         if (high > low).any():
             ax.fill_between(position, low, high, color=colour, alpha=0.18, linewidth=0)
         dashes, marker = DASHES[i % len(DASHES)], "o" if markers else None
@@ -113,7 +113,7 @@ def curves(
         legend if the ends crowd
     xscale : "linear", "log", …
     markers : mark the points
-    colours : to keep a method's colour from figure to figure
+    colours : other colours than the methods' own, see `colour_of`
 
     Raises
     ------

@@ -5,6 +5,7 @@
 # %% ../../nbs/08_plot/01_style.ipynb #d67a6e7a
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from ..lazy import matplotlib, pyplot as plt
 
 # %% auto #0
-__all__ = ['COLUMN', 'PAGE', 'COLOURS', 'DASHES', 'STYLE', 'style', 'checked_array']
+__all__ = ['COLUMN', 'PAGE', 'COLOURS', 'DASHES', 'STYLE', 'OWNERS', 'colour_of', 'style', 'letter_panels', 'checked_array']
 
 # %% ../../nbs/08_plot/01_style.ipynb #8a5c8f9e
 COLUMN, PAGE = 3.3, 6.9  # widths in inches: one column, both columns
@@ -70,6 +71,38 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "cvi_nb",
 }
 
+# %% ../../nbs/08_plot/01_style.ipynb #f57378a3
+OWNERS = {
+    "CVI": "blue",
+    "RISE": "vermilion",
+    "Grad-CAM": "green",
+    "Integrated gradients": "purple",
+    "SHAP Partition": "orange",
+    "IBA": "sky",
+    "random pixels": "grey",
+    "random patches": "black",
+    "plain": "blue",
+    "distilled": "vermilion",
+    "fgsm": "green",
+    "pgd": "orange",
+    "doubleback": "purple",
+    "insensitive": "sky",
+}
+
+
+def colour_of(name: str, default: str = COLOURS["grey"]) -> str:
+    """The colour of a method or network, the same in every figure; `default` for one that has none.
+
+    Parameters
+    ----------
+    name
+        As it is written in a figure; what follows a comma, a bracket or a number does not count.
+    default
+        A colour for names that own none.
+    """
+    base = re.split(r",| \(|(?<=[a-zA-Z]) \d", name)[0].strip()
+    return COLOURS[OWNERS[base]] if base in OWNERS else default
+
 # %% ../../nbs/08_plot/01_style.ipynb #1c7bac7c
 @contextmanager
 def _styled(settings: dict[str, Any]) -> Iterator[None]:
@@ -97,10 +130,17 @@ def style(**overrides: Any) -> AbstractContextManager[None]:
         raise ValueError(f"`overrides` must be matplotlib settings written with _ for ., got {unknown}")
     return _styled({known[name]: value for name, value in overrides.items()})
 
+# %% ../../nbs/08_plot/01_style.ipynb #5e6e0290
+def letter_panels(axes: Any, first: str = "a") -> None:
+    """Put (a), (b), … before the titles of some axes, at their left."""
+    for number, ax in enumerate(np.ravel(np.asarray(axes, dtype=object))):
+        title = ax.get_title() or ax.get_title("left")
+        ax.set_title("")
+        letter = f"({chr(ord(first) + number)}) {title}".strip()
+        ax.set_title(letter, loc="left", fontsize=STYLE["axes.titlesize"])
+
 # %% ../../nbs/08_plot/01_style.ipynb #c4844d21
-def checked_array(
-    values: Any, name: str, shape: str, ndim: int | tuple[int, ...], unknown: bool = False
-) -> np.ndarray:
+def checked_array(values: Any, name: str, shape: str, ndim: int | tuple[int, ...], unknown: bool = False) -> np.ndarray:
     """`values` as a finite float64 array of the given number of dimensions, or a clear error; NaN if `unknown`."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()
