@@ -30,7 +30,7 @@ def photos():
     return load_photos().images[:, :, 60:108, 60:116]  # (8, 3, 48, 56)
 
 
-def truth(image, hs, hr, window="product", kernel="flat", steps=300, mask=None):
+def truth(image, hs, hr, window="product", kernel="flat", steps=300, mask=None, still=1e-3):
     """The definition, in double precision, one pixel at a time: modes (N, 5) over their bandwidths."""
     coordinates = from_rgb(image[None].double())[0] / hr
     h, w = image.shape[1:]
@@ -47,7 +47,7 @@ def truth(image, hs, hr, window="product", kernel="flat", steps=300, mask=None):
             weight = inside * (np.exp(-0.5 * (ds + dr)) if kernel == "normal" else 1.0)
             step = weight @ difference / weight.sum()
             z = z + step
-            if step @ step <= 1e-6:
+            if step @ step <= still**2:
                 break
         ends.append(z)
     return np.array(ends)
@@ -76,11 +76,59 @@ def test_modes_are_those_of_the_definition(photos, backend, window, hs, hr):
 def test_normal_kernel_and_mask_follow_the_definition(photos, backend):
     image, mask = photos[4, :, :18, :20], torch.ones(18, 20, dtype=torch.bool)
     mask[5:9, 3:12] = False
-    result = mean_shift_filter(image[None], 4, 7, kernel="normal", mask=mask, max_iterations=12, backend=backend)
+    options = {"mask": mask, "max_iterations": 12, "accelerate": False}
+    result = mean_shift_filter(image[None], 4, 7, kernel="normal", backend=backend, **options)
     error = scaled(result.modes[0], 4, 7)[mask.flatten()] - truth(image, 4, 7, kernel="normal", steps=12, mask=mask)
     assert np.abs(error).max() < 1e-4
     assert result.modes[0, :, ~mask].isnan().all() and (result.iterations[0, ~mask] == 0).all()
     assert torch.equal(result.images[0, :, ~mask], image[:, ~mask])
+
+
+@pytest.mark.skipif(not has_compiled(), reason="not built")
+@pytest.mark.parametrize("window", ["product", "ball"])
+def test_fewer_steps_end_in_the_modes_of_the_normal_kernel(photos, window):
+    """Plain steps that stop at a thousandth of a bandwidth end short of them."""
+    image = photos[5, :, :26, :26]
+    ends = truth(image, 5, 8, window, "normal", steps=5000, still=1e-9)
+    errors, means = {}, {}
+    for accelerate in (True, False):
+        options = {"window": window, "kernel": "normal", "backend": "compiled", "accelerate": accelerate}
+        found = mean_shift_filter(image[None], 5, 8, **options)
+        assert found.converged.all()
+        errors[accelerate] = np.linalg.norm(scaled(found.modes[0], 5, 8) - ends, axis=1)
+        means[accelerate] = float(found.iterations.double().mean())
+    assert (errors[True] <= 1e-2).mean() >= 0.998
+    assert np.median(errors[True]) < 1e-3 and np.median(errors[True]) < np.median(errors[False]) / 5
+    assert means[True] < means[False] / 3
+
+
+@pytest.mark.skipif(not has_compiled(), reason="not built")
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_fewer_steps_end_where_very_many_do(photos, channels):
+    features = torch.cat([photos[:1], photos[1:2]], 1)[:, :channels, :40, :40] * 12
+    options = {"colour": None, "features": features, "kernel": "normal"}
+    plain = {"accelerate": False, "tolerance": 1e-6, "max_iterations": 20000}
+    many = mean_shift_filter(photos[:1, :, :40, :40], 6, **plain, **options)
+    few = mean_shift_filter(photos[:1, :, :40, :40], 6, **options)
+    unit = torch.tensor([6.0, 6.0] + [1.0] * channels)[:, None, None]
+    assert (((few.modes - many.modes) / unit).norm(dim=1) <= 1e-2).double().mean() >= 0.998
+    assert few.iterations.double().mean() < many.iterations.double().mean() / 5
+
+
+@pytest.mark.skipif(not has_compiled(), reason="not built")
+def test_fewer_steps_are_the_same_whatever_the_threads_and_give_way_to_plain_ones(photos):
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(mean_shift_filter(photos[:1], 8, 7, kernel="normal"))
+    torch.set_num_threads(1)
+    assert torch.equal(found[0].modes, found[1].modes) and torch.equal(found[0].iterations, found[1].iterations)
+    deep = torch.cat([photos[1:2, :, :20, :20] * k for k in (30, 20, 10)], 1)  # nine features
+    options = {"colour": None, "features": deep, "kernel": "normal"}
+    a, b = (mean_shift_filter(photos[1:2, :, :20, :20], 5, accelerate=k, **options) for k in (True, False))
+    assert torch.equal(a.modes, b.modes)
+    with pytest.raises(TypeError, match="accelerate"):
+        mean_shift_filter(photos[:1], accelerate=2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -448,3 +449,17 @@ def test_a_network_with_folded_norms_keeps_its_name() -> None:
     folded = fold_batch_norm(network, 8)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
     assert model_facts(Classifier(folded, size=8))["network"] == "Mine"
+
+
+def test_a_network_that_others_have_measured_says_so() -> None:
+    from cvi_nb.report.method import model_facts, published
+
+    known = json.loads(Path(make.__file__).with_name("published.json").read_text(encoding="utf-8"))
+    assert len(known["rows"]) > 100 and known["licence"].startswith("MIT") and len(known["commit"]) == 40
+    for model, data, norm, eps, clean, robust in known["rows"]:
+        assert norm in ("Linf", "L2") and 0 <= robust <= clean <= 100, model
+        assert float(Fraction(eps)) <= 0.5 and f"{robust:.1f} %" in published(model) and data in published(model)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    assert "published" not in model_facts(Classifier(network, size=8))
+    facts = model_facts(Classifier(network, size=8, name="Engstrom2019Robustness"))
+    assert "69.2 % within L2 0.5 on cifar10" in facts["published"] and "within L∞ 4/255" in facts["published"]

@@ -557,6 +557,19 @@ def test_no_curve_lies_above_a_distance_that_was_found(
         assert curve["accuracy"].tolist() == [float((d > e).mean()) for e in curve["eps"]]
 
 
+def test_without_labels_the_decisions_are_attacked(networks: dict[str, Classifier]) -> None:
+    network = networks["plain"]
+    few = Threat.quick(IMAGES, linf=(0.1,), l2=(), steps=10, targets=0, samples=0, queries=5)
+    own = network.logits(IMAGES[:6]).argmax(1)
+    wrong = torch.where(torch.arange(6) < 2, (own + 1) % 10, own)
+    free, told = (evaluate_robustness(network, IMAGES[:6], given, few) for given in (None, own))
+    assert free.accuracy == 1 and torch.equal(free.labels, own) and evaluate_robustness(
+        network, IMAGES[:6], wrong, few
+    ).accuracy == pytest.approx(4 / 6)
+    assert free.examples["distance_linf"].tolist() == told.examples["distance_linf"].tolist()
+    assert free.costs["forward"].sum() == told.costs["forward"].sum() + 6  # what asking costs is counted
+
+
 def test_options_are_named() -> None:
     model = Linear()
     labels = model(GREY).argmax(1)

@@ -210,7 +210,10 @@ def walk_to_nearest(run: Run, steps: int, starts: int) -> None:
     for turn, left in enumerate([first - spent, *(min(100, steps - k) for k in range(100, steps, 100))]):
         lost = run.best_distance[rows].isinf()
         if bool(lost.any()):
-            climb = run.images.new_full((int(lost.sum()),), 0.002 * side / (turn + 1))
+            length = 0.002 * side / (turn + 1)
+            if steps < 60:  # few steps have to be long ones
+                length *= max(1.0, 40 / max(left, 1))
+            climb = run.images.new_full((int(lost.sum()),), length)
             reach(run, rows[lost], run, left, climb, plain=turn % 2 == 1)
         if turn:
             _again(run, rows[~lost], turn - 1, left)

@@ -152,6 +152,153 @@ INLINE int climb(const struct image *im, const int channels, const int ball, con
     return iteration;
 }
 
+/* The weight of the normal window around `point`, and the step (pixels, range bandwidths) from there to its mean. */
+INLINE double step_to_mean(const struct image *im, const int channels, const int ball, const double *point, double *step) {
+    const float radius2 = im->radius * im->radius, reach2 = im->reach * im->reach;
+    const float limit = radius2 * reach2, edge = im->radius * im->reach, scale = 1.0f / radius2;
+    const double y = point[0], x = point[1];
+    const int top = (int)ceil(fmax(y - edge, 0)), bottom = (int)floor(fmin(y + edge, im->height - 1));
+    vf lane, weight = {0}, sum_y = {0}, sum_x = {0}, sum[channels];
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    float high[channels], low[channels]; /* the point's range in two parts */
+    for (int c = 0; c < channels; c++) {
+        sum[c] = (vf){0};
+        high[c] = point[2 + c];
+        low[c] = point[2 + c] - high[c];
+    }
+    for (int row = top; row <= bottom; row++) {
+        const float dy = row - y, dy2 = dy * dy, half = sqrtf(fmaxf(limit - dy2, 0)) + 1e-3f * edge;
+        const int left = (int)ceil(fmax(x - half, 0)), right = (int)floor(fmin(x + half, im->width - 1));
+        vf here = {0};
+        for (int column = left; column <= right; column += LANES) {
+            const float *at = im->planes + (int64_t)row * im->stride + column;
+            const vf dx = lane + (float)(column - x), d_space = dx * dx + dy2;
+            vf d_range = {0}, d[channels];
+            for (int c = 0; c < channels; c++) {
+                d[c] = *(const vf_loose *)(at + (int64_t)c * im->height * im->stride) - high[c];
+                d_range += d[c] * d[c];
+            }
+            const vf joint = d_space * scale + d_range;
+            const vi inside = ball ? (vi)(joint <= reach2) : (vi)((d_space <= limit) & (d_range <= reach2));
+            const vf w = where(inside, exponential(joint * -0.5f)); /* what lies outside may overflow, and is struck out */
+            here += w;
+            sum_x += w * dx;
+            for (int c = 0; c < channels; c++) sum[c] += w * d[c];
+        }
+        weight += here;
+        sum_y += here * dy;
+    }
+    const double n = total(weight);
+    if (n <= 0) return 0;
+    step[0] = total(sum_y) / n;
+    step[1] = total(sum_x) / n;
+    for (int c = 0; c < channels; c++) step[2 + c] = total(sum[c]) / n - low[c];
+    return n;
+}
+
+#define MOST 8 /* coordinates of a point that is remembered */
+#define MODES 64
+#define PASSED 256
+#define WAY 128
+
+/* Where the climbs of one piece have been, in bandwidths. */
+struct memory {
+    int modes, passed, next;
+    double mode[MODES][MOST], shift2[MODES];
+    double point[PASSED][MOST], step[PASSED][MOST];
+    int leads[PASSED]; /* the mode's number */
+};
+
+/* The mode at which a climb at `z` with the next step `f` will end, or -1. */
+INLINE int known_end(const struct memory *m, const int n, const double *z, const double *f, double shift2, int early) {
+    for (int i = 0; i < m->modes; i++) {
+        double d2 = 0, ahead = 0;
+        for (int k = 0; k < n; k++) {
+            const double d = m->mode[i][k] - z[k];
+            d2 += d * d, ahead += d * f[k];
+        }
+        if (d2 <= 0.01 && ahead >= 0) return i;
+    }
+    for (int i = 0; i < m->passed && !early; i++) {
+        double d2 = 0, along = 0, length2 = 0;
+        for (int k = 0; k < n; k++) {
+            const double d = m->point[i][k] - z[k];
+            d2 += d * d;
+        }
+        if (d2 > 0.0025) continue;
+        for (int k = 0; k < n; k++) along += m->step[i][k] * f[k], length2 += m->step[i][k] * m->step[i][k];
+        if (along >= 0.9 * sqrt(shift2 * length2)) return m->leads[i];
+    }
+    return -1;
+}
+
+INLINE int climb_normal(const struct image *im, const int channels, const int ball, struct memory *m, double *point,
+                        float *moved) {
+    const int n = 2 + channels;
+    double way[WAY][MOST], steps[WAY][MOST], z[MOST], f[MOST], step[MOST], last_z[MOST] = {0}, last_f[MOST] = {0};
+    double mean[MOST] = {0}, height = 0;
+    int iteration = 0, length = 0, before = 0, leapt = 0, end = -1;
+    while (iteration < im->max_iterations) {
+        const double weight = step_to_mean(im, channels, ball, point, step);
+        iteration++;
+        if (leapt && weight < height * (1 - 1e-6)) { /* back to the mean from which it leapt too far */
+            for (int k = 0; k < n; k++) point[k] = mean[k];
+            leapt = before = 0;
+            continue;
+        }
+        *moved = 0;
+        if (weight <= 0) break;
+        height = weight;
+        double shift2 = 0;
+        for (int k = 0; k < n; k++) {
+            const double unit = k < 2 ? im->radius : 1;
+            z[k] = point[k] / unit, f[k] = step[k] / unit, mean[k] = point[k] + step[k];
+            shift2 += f[k] * f[k];
+        }
+        *moved = shift2;
+        end = known_end(m, n, z, f, shift2, iteration < 3);
+        if (end >= 0) {
+            *moved = m->shift2[end];
+            for (int k = 0; k < n; k++) point[k] = m->mode[end][k] * (k < 2 ? im->radius : 1);
+            break;
+        }
+        if (iteration >= 3 && length < WAY) {
+            for (int k = 0; k < n; k++) way[length][k] = z[k], steps[length][k] = f[k];
+            length++;
+        }
+        double leap[MOST] = {0}, up = 0, down = 0, along = 0, leap2 = 0;
+        if (before && shift2 <= 0.09) {
+            for (int k = 0; k < n; k++) up += (f[k] - last_f[k]) * f[k], down += (f[k] - last_f[k]) * (f[k] - last_f[k]);
+            const double g = down > 0 ? up / down : 0;
+            for (int k = 0; k < n; k++) {
+                leap[k] = f[k] - g * (z[k] - last_z[k] + f[k] - last_f[k]);
+                along += leap[k] * f[k], leap2 += leap[k] * leap[k];
+            }
+        }
+        leapt = along > 0;
+        const double bound = fmin(0.5, 100 * sqrt(shift2)), share = leap2 > bound * bound ? bound / sqrt(leap2) : 1;
+        for (int k = 0; k < n; k++) {
+            point[k] = leapt ? point[k] + share * leap[k] * (k < 2 ? im->radius : 1) : mean[k];
+            last_z[k] = z[k], last_f[k] = f[k];
+        }
+        before = 1;
+        if (shift2 <= 1e-4 * im->tolerance * im->tolerance) {
+            if (m->modes == MODES) m->modes = m->passed = m->next = 0;
+            end = m->modes++;
+            m->shift2[end] = shift2;
+            for (int k = 0; k < n; k++) m->mode[end][k] = point[k] / (k < 2 ? im->radius : 1);
+            break;
+        }
+    }
+    for (int i = 0; end >= 0 && i < length; i++) {
+        for (int k = 0; k < n; k++) m->point[m->next][k] = way[i][k], m->step[m->next][k] = steps[i][k];
+        m->leads[m->next] = end;
+        m->next = (m->next + 1) % PASSED;
+        if (m->passed < PASSED) m->passed++;
+    }
+    return iteration;
+}
+
 #define ROWS(name, CHANNELS, BALL, NORMAL)                                                                   \
     CLONES static void name(const struct image *im, const uint8_t *valid, int first, int last, float *modes, \
                             int32_t *iterations, float *moved) {                                             \
@@ -172,6 +319,28 @@ ROWS(rows_3_ball, 3, 1, 0)
 ROWS(rows_1_product, 1, 0, 0)
 ROWS(rows_any, im->channels, im->ball, im->normal)
 
+#define FAST_ROWS(name, CHANNELS)                                                                            \
+    CLONES static void name(const struct image *im, const uint8_t *valid, int first, int last, float *modes, \
+                            int32_t *iterations, float *moved) {                                             \
+        const int64_t area = (int64_t)im->height * im->width;                                                \
+        struct memory memory;                                                                                \
+        double point[MOST];                                                                                  \
+        memory.modes = memory.passed = memory.next = 0;                                                      \
+        for (int64_t i = (int64_t)first * im->width; i < (int64_t)last * im->width; i++) {                   \
+            if (!valid[i]) continue;                                                                         \
+            const int row = i / im->width, column = i % im->width;                                           \
+            point[0] = row, point[1] = column;                                                               \
+            for (int c = 0; c < (CHANNELS); c++)                                                             \
+                point[2 + c] = im->planes[((int64_t)c * im->height + row) * im->stride + column];            \
+            iterations[i] = im->ball ? climb_normal(im, CHANNELS, 1, &memory, point, moved + i)              \
+                                     : climb_normal(im, CHANNELS, 0, &memory, point, moved + i);             \
+            for (int c = 0; c < 2 + (CHANNELS); c++) modes[c * area + i] = point[c];                         \
+        }                                                                                                    \
+    }
+FAST_ROWS(fast_3, 3)
+FAST_ROWS(fast_any, im->channels)
+
+/* `normal`: 0 flat, 1 normal by plain steps, 2 normal by fewer */
 void cvi_climb_rows(const float *planes, const uint8_t *valid, int channels, int height, int width, int stride,
                     float radius, float reach, int ball, int normal, float tolerance, int max_iterations,
                     int first, int last, float *modes, int32_t *iterations, float *moved) {
@@ -179,6 +348,7 @@ void cvi_climb_rows(const float *planes, const uint8_t *valid, int channels, int
     void (*rows)(const struct image *, const uint8_t *, int, int, float *, int32_t *, float *) = rows_any;
     if (!normal && channels == 3) rows = ball ? rows_3_ball : rows_3_product;
     if (!normal && channels == 1 && !ball) rows = rows_1_product;
+    if (normal == 2 && channels + 2 <= MOST) rows = channels == 3 ? fast_3 : fast_any;
     rows(&im, valid, first, last, modes, iterations, moved);
 }
 

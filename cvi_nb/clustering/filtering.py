@@ -17,7 +17,15 @@ from torch.nn import functional as F
 from .colour import COLOUR_SPACES, from_rgb, to_rgb
 from .compiled import climb_image, has_compiled, say_portable
 from .fused import climb_fused, has_fused
-from ..validation import check_batch_size, check_choice, check_images, check_integer, check_options, check_real
+from cvi_nb.validation import (
+    check_batch_size,
+    check_choice,
+    check_flag,
+    check_images,
+    check_integer,
+    check_options,
+    check_real,
+)
 
 # %% auto #0
 __all__ = ['Domain', 'joint_domain', 'climb_portable', 'climb', 'FilterResult', 'mean_shift_filter']
@@ -289,6 +297,7 @@ def climb(
     max_iterations: int = 300,
     batch_size: int = 16,
     backend: str = "auto",
+    accelerate: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let every pixel climb to its mode.
 
@@ -307,22 +316,25 @@ def climb(
     backend : {"auto", "compiled", "portable", "fused"}
         The C library (CPU, float32), PyTorch on any device, or the Triton kernel (CUDA, float32).
 
+    accelerate : bool
+        The C library takes fewer steps to the normal kernel's modes; False takes plain ones, as the other two do.
+
     Returns
     -------
     modes (B, 2 + C, H, W) as (row, column, range) in the caller's units, iterations (B, H, W) int32, last shift
     (B, H, W) in bandwidths; NaN and 0 outside the domain.
     """
-    check_choice(window, "window", ("product", "ball"))
-    check_choice(kernel, "kernel", tuple(_REACH))
     radius = min(check_real(spatial_bandwidth, "spatial_bandwidth", above=0, finite=False), 1e6)  # wider than any image
     options = {
-        "window": window,
-        "kernel": kernel,
+        "window": check_choice(window, "window", ("product", "ball")),
+        "kernel": check_choice(kernel, "kernel", tuple(_REACH)),
         "reach": _REACH[kernel],
         "tolerance": check_real(tolerance, "tolerance", least=0),
         "max_iterations": check_integer(max_iterations, "max_iterations", least=1, most=2**31 - 1),
     }
-    batch_size, climber = check_batch_size(batch_size), _CLIMBERS[_backend(domain, backend)]
+    backend, accelerate = _backend(domain, backend), check_flag(accelerate, "accelerate")
+    options |= {"accelerate": accelerate} if backend == "compiled" else {}
+    batch_size, climber = check_batch_size(batch_size), _CLIMBERS[backend]
     if domain.scaled.device.type == "cpu":
         batch_size = 1  # nothing is gained by more, and every image is then computed by itself
     pairs = zip(domain.scaled.split(batch_size), domain.valid.split(batch_size), strict=True)
@@ -385,7 +397,7 @@ def mean_shift_filter(
     mask : Tensor (B, H, W) or (H, W), bool, optional
         Pixels outside are neither moved nor seen.
     **options
-        `window`, `kernel`, `tolerance`, `max_iterations`, `batch_size`, `backend`, as for `climb`.
+        `window`, `kernel`, `tolerance`, `max_iterations`, `batch_size`, `backend`, `accelerate`, as for `climb`.
 
     Raises
     ------

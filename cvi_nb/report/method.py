@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections import Counter
 from collections.abc import Mapping
 from datetime import date
-from importlib import metadata
+from importlib import metadata, resources
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from .blocks import Block, Code, Prose, Section, Table
 from ..robustness import RobustnessResult
 
 # %% auto #0
-__all__ = ['fingerprint', 'model_facts', 'environment', 'method_sections']
+__all__ = ['fingerprint', 'published', 'model_facts', 'environment', 'method_sections']
 
 # %% ../../nbs/09_report/09_method.ipynb #4e54feb2
 def fingerprint(model: nn.Module) -> str:
@@ -29,6 +30,18 @@ def fingerprint(model: nn.Module) -> str:
     for key, value in sorted(model.state_dict().items()):
         weights.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return weights.hexdigest()
+
+# %% ../../nbs/09_report/09_method.ipynb #51b4463f
+def published(name: str) -> str:
+    """What RobustBench states of the network of this name: accuracies, radius, data; empty if it knows none."""
+    known = json.loads(resources.files("cvi_nb.report").joinpath("published.json").read_text("utf-8"))["rows"]
+    norms = {"Linf": "L∞", "L2": "L2"}
+    told = [
+        f"{clean:.1f} % clean, {robust:.1f} % within {norms[norm]} {eps} on {data}"
+        for model, data, norm, eps, clean, robust in known
+        if model.casefold() == name.casefold()
+    ]
+    return "RobustBench: " + "; ".join(told) if told else ""
 
 # %% ../../nbs/09_report/09_method.ipynb #cc9b6269
 def model_facts(model: Classifier) -> dict[str, str]:
@@ -44,6 +57,8 @@ def model_facts(model: Classifier) -> dict[str, str]:
     if model.mean is not None and model.std is not None:
         told = [", ".join(f"{v:.3g}" for v in stat.flatten().tolist()) for stat in (model.mean, model.std)]
         facts["normalisation"] = f"mean {told[0]}; deviation {told[1]}"
+    if told := published(model.name or ""):
+        facts["published"] = told
     facts["runs on"] = str(model.device)
     facts["fingerprint"] = f"SHA-256 {fingerprint(model)[:16]}…"
     return facts

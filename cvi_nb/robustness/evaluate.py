@@ -63,8 +63,10 @@ def _guarded(model: Classifier) -> Classifier:
     return Classifier(ask, name=model.name)
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #e4555b1f
-def _admit(model: Classifier, images: Tensor, labels: Tensor, batch_size: int) -> Probe:
+def _admit(model: Classifier, images: Tensor, labels: Tensor | None, batch_size: int) -> Probe:
     """Images, labels and clean logits as a probe, or an error that says what is wrong with the data or the model."""
+    if labels is None:
+        labels = model.logits(images, batch_size).argmax(1)
     probe = Probe(model, images, labels, Effort(batch_size=batch_size))
     if not bool(probe.all_logits.isfinite().all()):
         raise ValueError("`model` must give finite logits, got NaN or infinite ones for some of the images.")
@@ -320,7 +322,7 @@ def _judged(worst: WorstCase, costs: _Costs, found: Any, aimed: Any, probe: Prob
     return parts
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #88fee11b
-def _evaluate(asked: Classifier, images: Tensor, labels: Tensor, threat: Threat, surrogate: Any, costs: _Costs,
+def _evaluate(asked: Classifier, images: Tensor, labels: Tensor | None, threat: Threat, surrogate: Any, costs: _Costs,
               options: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     """All stages, one after the other, as the parts of a result."""
     with costs.stage("clean"):
@@ -343,7 +345,7 @@ def _evaluate(asked: Classifier, images: Tensor, labels: Tensor, threat: Threat,
 def evaluate_robustness(
     model: Any,
     images: Tensor,
-    labels: Tensor,
+    labels: Tensor | None = None,
     threat: Threat | str = "standard",
     *,
     name: str | None = None,
@@ -360,7 +362,7 @@ def evaluate_robustness(
     Parameters
     ----------
     model : `Classifier`, `nn.Module` or callable: images (B, C, H, W) in [0, 1] to logits (B, K), K ≥ 2, differentiable
-    images, labels : (B, C, H, W) floating point in [0, 1], and (B,) classes
+    images, labels : (B, C, H, W) floating point in [0, 1], and (B,) classes; None for the model's own decisions
     threat : a `Threat`, or "standard" or "quick" for the one that fits the images
     name, classes : of the model and of its classes; the model's own by default
     surrogate : another model, whose adversarial images are tried on this one; None skips that check

@@ -1,4 +1,4 @@
-"""Four small digit networks for the attacks' benchmark, each unlike the package's own; trained from a seed and kept."""
+"""Small digit networks for the attacks' benchmarks, each unlike the package's own; trained from a seed and kept."""
 
 from __future__ import annotations
 
@@ -80,11 +80,15 @@ class Transformer(nn.Module):
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tanh": tanh_lenet, "residual": residual, "relu6": relu6, "transformer": Transformer,
 }  # fmt: skip
+HIDING = {"distilled": residual}  # beside them: what `distil("residual", seed=1)` gave
 EPOCHS = {"tanh": 15, "residual": 8, "relu6": 10, "transformer": 20}
 
 
-def train(name: str, seed: int = 0) -> nn.Module:
-    """The network `name`, trained on the development digits, shifted by up to two pixels; under a minute."""
+def train(name: str, seed: int = 0, temperature: float = 1.0, teacher: nn.Module | None = None) -> nn.Module:
+    """The network `name`, trained on the development digits, shifted by up to two pixels; under a minute.
+
+    Logits are divided by `temperature` in training; with a `teacher`, so are its, and its probabilities are the labels.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, digits = NETWORKS[name](), load_digits("development")
@@ -95,12 +99,20 @@ def train(name: str, seed: int = 0) -> nn.Module:
         for _ in range(EPOCHS[name]):
             for rows in torch.randperm(len(x))[: len(x) // batch * batch].split(batch):
                 i, j = torch.randint(0, 5, (2,)).tolist()
-                loss = F.cross_entropy(network(x[rows, :, i : i + 28, j : j + 28]), y[rows])
+                seen = x[rows, :, i : i + 28, j : j + 28]
+                with torch.no_grad():
+                    wanted = y[rows] if teacher is None else (teacher(seen) / temperature).softmax(1)
+                loss = F.cross_entropy(network(seen) / temperature, wanted)
                 adam.zero_grad()
                 loss.backward()
                 adam.step()
                 rate.step()
     return network.eval().requires_grad_(False)
+
+
+def distil(name: str, seed: int = 0, temperature: float = 50.0) -> nn.Module:
+    """The network `name` after defensive distillation (Papernot et al. 2016): its own student, at `temperature`."""
+    return train(name, seed, temperature, train(name, seed, temperature))
 
 
 def keep(name: str, network: nn.Module, folder: Path = FOLDER) -> None:
@@ -112,6 +124,6 @@ def keep(name: str, network: nn.Module, folder: Path = FOLDER) -> None:
 
 def load(name: str, folder: Path = FOLDER) -> nn.Module:
     """The network `name` with the weights that were kept: the same numbers on every machine."""
-    network, kept = NETWORKS[name](), load_file(folder / f"{name}.safetensors")
+    network, kept = (NETWORKS | HIDING)[name](), load_file(folder / f"{name}.safetensors")
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in kept.items()})
     return network.eval().requires_grad_(False)
