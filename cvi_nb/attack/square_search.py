@@ -5,6 +5,7 @@
 # %% ../../nbs/04_attack/09_square_search.ipynb #4beb7d86
 from __future__ import annotations
 
+import functools
 import math
 from typing import Unpack
 
@@ -81,9 +82,12 @@ def bumps(side: int) -> Tensor:
     return both / both.norm()
 
 # %% ../../nbs/04_attack/09_square_search.ipynb #37d6c5b2
+_kept_bumps = functools.lru_cache(64)(bumps)
+
+
 def _fresh(draws: _Draws, side: int, count: int) -> Tensor:
     """`count` patterns of bumps (B, count, C, s, s), of random orientation and sign by channel."""
-    pattern = bumps(side).to(draws.run.images)
+    pattern = _kept_bumps(side).to(draws.run.images)
     upright = draws.uniform(count, 1, 1, 1) < 0.5
     return torch.where(upright, pattern, pattern.T) * draws.signs(count, draws.shape[1], 1, 1)
 
@@ -185,9 +189,10 @@ def square(
         proposal = _proposal(draws, x[rows] - run.images[rows], rows, square_share(step, steps, share), eps, step == 0)
         logits = run.logits(proposal, rows)
         run.record(logits, rows)
+        ahead = run.goal(logits, rows)
+        won = ahead - run.slack(logits, rows) > 0
         # A target far away moves log p before it moves the margin.
-        value = run.goal(logits, rows) if run.target is None else run.cross_entropy(logits, rows)
-        won = run.leads(logits, rows)
+        value = ahead if run.target is None else run.cross_entropy(logits, rows)
         taken = won | (value > best[rows])
         x[rows[taken]], best[rows[taken]] = proposal[taken], value[taken]
         rows = rows[~won]
