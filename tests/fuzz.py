@@ -188,6 +188,8 @@ LEFT_OUT = {
             "attack.per_sample",
             "defence.squared_slope",
             "plot.blend",
+            "plot.colour_of",
+            "plot.letter_panels",
             "faithfulness.removal_path",
             "faithfulness.removal_ranks",
             "faithfulness.separable",
