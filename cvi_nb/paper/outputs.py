@@ -163,7 +163,7 @@ def estimate(name: str, triple: Any, spec: str = "", n: str = "") -> dict[str, t
 
     Parameters
     ----------
-    name : key of the value; its ends are `name`_low and `name`_high
+    name : key of the value; its ends have it with _low and _high
     triple : value, low, high
     spec : how they are printed, see `latex_number`
     n : what it rests on, in words, if that is not what the notebook's `n` says

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 SECTIONS = re.compile(r"\\input\{(sections/\w+)\}")
+HEADED = re.compile(r"\\section\*?\{([^}]+)\}\s*\\label\{([^}]+)\}")
+STATED = re.compile(r"\\begin\{proposition\}(?:\[[^]]*\])?\s*\\label\{([^}]+)\}")
 MATH = r"\newcommand{\E}{\mathbb{E}}\newcommand{\KL}{\operatorname{KL}}\newcommand{\Bern}{\operatorname{Bern}}"
 
 
@@ -48,7 +50,7 @@ def macros(place: Path | None) -> dict[str, str]:
 
 
 def floats(text: str, place: Path | None, pictures: Path) -> str:
-    """Figures and tables as paragraphs with their captions; references to them, and to equations, as numbers."""
+    """Figures and tables as paragraphs with their captions; references as numbers, to sections by their titles."""
     counts, labels = {"figure": 0, "table": 0}, dict[str, str]()
 
     def one(found: re.Match[str]) -> str:
@@ -65,11 +67,13 @@ def floats(text: str, place: Path | None, pictures: Path) -> str:
         return f"\n\n{shown}\\textbf{{{kind.title()} {counts[kind]}.}} {caption}\n\n"
 
     text = re.sub(r"\\begin\{(figure|table)\*?\}(.*?)\\end\{\1\*?\}", one, text, flags=re.S)
+    labels.update({label: f"“{title}”" for title, label in HEADED.findall(text)})
+    labels.update({label: str(k) for k, label in enumerate(STATED.findall(text), start=1)})
     equations = re.findall(r"\\label\{(eq:[^}]+)\}", text)
     labels.update({label: str(k) for k, label in enumerate(equations, start=1)})
     text = re.sub(r"\\label\{(eq:[^}]+)\}", lambda found: f"\\tag{{{labels[found[1]]}}}", text)
     text = re.sub(r"\\eqref\{([^}]+)\}", lambda found: f"({labels[found[1]]})", text)
-    return re.sub(r"\\ref\{((?:fig|tab):[^}]+)\}", lambda found: labels[found[1]], text)
+    return re.sub(r"\\ref\{([^}]+)\}", lambda found: labels[found[1]], text)
 
 
 def page(root: Path, pictures: Path) -> str:
@@ -83,6 +87,7 @@ def page(root: Path, pictures: Path) -> str:
     own = r"\\([a-z]+[A-Z]\w*|packageversion)(?:\{\})?"
     text = re.sub(own, lambda found: numbers.get(found[1], r"\texttt{" + found[1] + "}"), text)
     text = re.sub(r"\\notebook\{(\w+)\}", r"\\href{\1.ipynb}{[notebook]}", text)
+    text = text.replace(r"\giturl/blob/\gitbranch/paper", "https://github.com/cvi-nb/cvi_nb/blob/main/paper")
     text = re.sub(r"\\begin\{abstract\}|\\end\{abstract\}", "", text)
     text = re.sub(r"\\resizebox\{[^}]*\}\{[^}]*\}", "", text)
     command = [
