@@ -57,8 +57,8 @@ def model_facts(model: Classifier) -> dict[str, str]:
     if model.mean is not None and model.std is not None:
         told = [", ".join(f"{v:.3g}" for v in stat.flatten().tolist()) for stat in (model.mean, model.std)]
         facts["normalisation"] = f"mean {told[0]}; deviation {told[1]}"
-    if told := published(model.name or ""):
-        facts["published"] = told
+    if known := published(model.name or ""):
+        facts["published"] = known
     facts["runs on"] = str(model.device)
     facts["fingerprint"] = f"SHA-256 {fingerprint(model)[:16]}…"
     return facts
