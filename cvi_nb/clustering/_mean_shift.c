@@ -64,6 +64,14 @@ INLINE int any(vi mask) {
     return ((pairs[0] | pairs[1]) | (pairs[2] | pairs[3])) != 0;
 }
 
+/* The range of `point` in two floats a channel, which together have the digits of a double. */
+INLINE void in_two_parts(const double *point, const int channels, float *high, float *low) {
+    for (int c = 0; c < channels; c++) {
+        high[c] = point[2 + c];
+        low[c] = point[2 + c] - high[c];
+    }
+}
+
 INLINE int climb(const struct image *im, const int channels, const int ball, const int normal, double *point, float *moved) {
     const float radius2 = im->radius * im->radius, reach2 = im->reach * im->reach;
     const float limit = radius2 * reach2, edge = im->radius * im->reach, scale = 1.0f / radius2;
@@ -81,12 +89,9 @@ INLINE int climb(const struct image *im, const int channels, const int ball, con
         const float far_more = limit * (whole ? 1 : more), far_less = limit * (whole ? 1 : less);
         vi doubt = {0}, members = {0};
         vf weight = {0}, sum_y = {0}, sum_x = {0}, sum[channels];
-        float high[channels], low[channels]; /* the point's range in two parts */
-        for (int c = 0; c < channels; c++) {
-            sum[c] = (vf){0};
-            high[c] = point[2 + c];
-            low[c] = point[2 + c] - high[c];
-        }
+        float high[channels], low[channels];
+        in_two_parts(point, channels, high, low);
+        for (int c = 0; c < channels; c++) sum[c] = (vf){0};
         for (int row = top; row <= bottom; row++) {
             const float dy = row - y, dy2 = dy * dy, down = row - top;
             for (int column = left; column <= right; column += LANES) {
@@ -160,12 +165,9 @@ INLINE double step_to_mean(const struct image *im, const int channels, const int
     const int top = (int)ceil(fmax(y - edge, 0)), bottom = (int)floor(fmin(y + edge, im->height - 1));
     vf lane, weight = {0}, sum_y = {0}, sum_x = {0}, sum[channels];
     for (int i = 0; i < LANES; i++) lane[i] = i;
-    float high[channels], low[channels]; /* the point's range in two parts */
-    for (int c = 0; c < channels; c++) {
-        sum[c] = (vf){0};
-        high[c] = point[2 + c];
-        low[c] = point[2 + c] - high[c];
-    }
+    float high[channels], low[channels];
+    in_two_parts(point, channels, high, low);
+    for (int c = 0; c < channels; c++) sum[c] = (vf){0};
     for (int row = top; row <= bottom; row++) {
         const float dy = row - y, dy2 = dy * dy, half = sqrtf(fmaxf(limit - dy2, 0)) + 1e-3f * edge;
         const int left = (int)ceil(fmax(x - half, 0)), right = (int)floor(fmin(x + half, im->width - 1));

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from cvi_nb.paper.parameters import settings_of
+
 SECTIONS = re.compile(r"\\input\{(sections/\w+)\}")
 HEADED = re.compile(r"\\section\*?\{([^}]+)\}\s*\\label\{([^}]+)\}")
 STATED = re.compile(r"\\begin\{proposition\}(?:\[[^]]*\])?\s*\\label\{([^}]+)\}")
@@ -87,7 +89,8 @@ def page(root: Path, pictures: Path) -> str:
     own = r"\\([a-z]+[A-Z]\w*|packageversion)(?:\{\})?"
     text = re.sub(own, lambda found: numbers.get(found[1], r"\texttt{" + found[1] + "}"), text)
     text = re.sub(r"\\notebook\{(\w+)\}", r"\\href{\1.ipynb}{[notebook]}", text)
-    text = text.replace(r"\giturl/blob/\gitbranch/paper", "https://github.com/cvi-nb/cvi_nb/blob/main/paper")
+    known = settings_of(root)
+    text = text.replace(r"\giturl", known["git_url"]).replace(r"\gitbranch", known["branch"])
     text = re.sub(r"\\begin\{abstract\}|\\end\{abstract\}", "", text)
     text = re.sub(r"\\resizebox\{[^}]*\}\{[^}]*\}", "", text)
     command = [
