@@ -485,6 +485,17 @@ def test_every_float_says_what_made_it_and_is_not_shrunk() -> None:
                 assert rf"\ref{{{label}}}" in everything, f"nothing refers to {label}"
 
 
+BUILT = sorted((ROOT / "paper/build").glob("*/tex/paper.aux"))
+
+
+@pytest.mark.skipif(not BUILT, reason="no paper was built here")
+@pytest.mark.parametrize("aux", BUILT, ids=lambda path: path.parts[-3])
+def test_the_text_takes_nine_pages(aux: Path) -> None:
+    """Those of a conference: what does not fit is for the appendices, not for smaller type."""
+    found = re.search(r"\\newlabel\{end:text\}\{\{[^}]*\}\{(\d+)\}", aux.read_text(encoding="utf-8", errors="replace"))
+    assert found is None or int(found[1]) <= 9, f"the text ends on page {found[1]}"  # None: built before it was marked
+
+
 def test_figures_are_as_wide_as_the_lines() -> None:
     geometry = re.search(r"a4paper,margin=(\d+)mm", (ROOT / "paper/paper.tex").read_text(encoding="utf-8"))
     assert geometry and pytest.approx((210 - 2 * int(geometry[1])) / 25.4, abs=0.01) == TEXT_WIDTH
