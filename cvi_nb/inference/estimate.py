@@ -17,8 +17,8 @@ from .perturbation import Regions, blurred
 from ..validation import check_real, check_tensor
 
 # %% auto #0
-__all__ = ['bernoulli_kl', 'importance_weights', 'RunningMean', 'equal_say', 'Heard', 'weighted', 'in_pairs', 'averaged',
-           'covariance_terms', 'natural_step', 'cluster_map', 'free_energy', 'evidence_bound']
+__all__ = ['bernoulli_kl', 'importance_weights', 'RunningMean', 'equal_say', 'Heard', 'shares_of_kinds', 'weighted', 'scattered',
+           'in_pairs', 'averaged', 'covariance_terms', 'natural_step', 'cluster_map', 'free_energy', 'evidence_bound']
 
 # %% ../../nbs/03_inference/04_estimate.ipynb #29bdc060
 def bernoulli_kl(log_odds: Tensor, prior_log_odds: float | Tensor) -> Tensor:
@@ -39,24 +39,34 @@ def importance_weights(evidence: Tensor, temperature: float) -> Tensor:
     return (evidence / temperature).softmax(0)
 
 # %% ../../nbs/03_inference/04_estimate.ipynb #89e30ff3
+_GROUPS = 16  # of pairs of one kind of draws
+
+
 @dataclass(frozen=True, eq=False)
 class RunningMean:
     """Mean of maps (N, H, W) weighted by exp(score); `add` gives the mean with more of them.
 
     total : Σ exp(score − top) maps, (H, W); weight : Σ exp(score − top); top : the highest score; count : of maps
+    parts, weights : the same sums in G groups of pairs, (G, h, w) of smaller maps and (G,)
     """
 
     total: Tensor | float = 0.0
     weight: float = 0.0
     top: float = -math.inf
     count: int = 0
+    parts: Tensor | float = 0.0
+    weights: Tensor | float = 0.0
 
-    def add(self, score: Tensor, maps: Tensor) -> RunningMean:
-        """This mean with `maps` (N, H, W) of `score` (N,) taken in."""
+    def add(self, score: Tensor, maps: Tensor, small: Tensor) -> RunningMean:
+        """This mean with `maps` (N, H, W) of `score` (N,) taken in, and with them `small` (N, h, w) in its groups."""
         top = max(self.top, float(score.max()))
         weights, old = (score - top).exp(), math.exp(self.top - top)
-        total = old * self.total + torch.einsum("n,nhw->hw", weights.to(maps), maps)  # a float64 network, say
-        return RunningMean(total, old * self.weight + float(weights.sum()), top, self.count + len(maps))
+        weight, weights = old * self.weight + float(weights.sum()), weights.to(maps)  # a float64 network, say
+        total = old * self.total + torch.einsum("n,nhw->hw", weights, maps)
+        group = (self.count + torch.arange(len(maps), device=maps.device)) // 2 % _GROUPS
+        member = weights[:, None] * F.one_hot(group, _GROUPS)
+        parts = old * self.parts + torch.einsum("ng,nhw->ghw", member, small)
+        return RunningMean(total, weight, top, self.count + len(maps), parts, old * self.weights + member.sum(0))
 
     @property
     def value(self) -> Tensor:
@@ -83,6 +93,17 @@ class Heard:
     terms: Sequence[Tensor]
     slopes: Mapping[int, RunningMean] = field(default_factory=dict)
 
+# %% ../../nbs/03_inference/04_estimate.ipynb #33c06ef7
+def shares_of_kinds(heard: Heard, trust: float | None, smoothing: float) -> Tensor:
+    """The say of each kind of draws in the mean slopes, (K,), summing to 1; (0,) without gradients.
+
+    Equal for slopes smoothed by `smoothing` pixels; with `trust` None in proportion to the number of draws.
+    """
+    means = [heard.slopes[k] for k in sorted(heard.slopes)]
+    if trust is None or not means:
+        return heard.values.new_tensor([one.count for one in means]) / len(heard.values)
+    return equal_say([blurred(one.value[None], smoothing)[0] for one in means])
+
 # %% ../../nbs/03_inference/04_estimate.ipynb #75ca6a0a
 def weighted(
     heard: Heard, temperature: float, trust: float | None, smoothing: float
@@ -92,17 +113,25 @@ def weighted(
     `trust`: the power of the importance weights within each kind of draws, and kinds in shares in which their slopes,
     smoothed by `smoothing` pixels, have an equal say; with None all draws count alike.
     """
-    kinds, count = sorted(heard.slopes), len(heard.values)
-    maps = [heard.slopes[k].value for k in kinds]
-    if trust is None:
-        even = torch.full_like(heard.values, 1 / count)
-        parts = [heard.slopes[k].count / count * one for k, one in zip(kinds, maps, strict=True)]
-        return even, sum(parts[1:], parts[0]) if parts else None
-    shares = equal_say([blurred(one[None], smoothing)[0] for one in maps])
-    weights = torch.zeros_like(heard.values)
-    for share, k in zip(shares, kinds, strict=True):
+    kinds, shares = sorted(heard.slopes), shares_of_kinds(heard, trust, smoothing)
+    slopes = torch.einsum("k,khw->hw", shares, torch.stack([heard.slopes[k].value for k in kinds])) if kinds else None
+    weights = torch.full_like(heard.values, 1 / len(heard.values))
+    for share, k in zip(shares, kinds if trust else (), strict=bool(trust)):
         weights[heard.kind == k] = share * importance_weights(heard.values[heard.kind == k], temperature / trust)
-    return weights, torch.einsum("k,khw->hw", shares, torch.stack(maps))
+    return weights, slopes
+
+# %% ../../nbs/03_inference/04_estimate.ipynb #b0807c68
+def scattered(heard: Heard, trust: float | None, smoothing: float) -> Tensor:
+    """Parts (U, h, w) of the error of the mean slopes: Σ_u e_u e_uᵀ estimates its covariance over draws.
+
+    On the grid of the small maps; `trust` and `smoothing` as in `weighted`.
+    """
+    means = [heard.slopes[k] for k in sorted(heard.slopes)]
+    say = [share / one.weight for share, one in zip(shares_of_kinds(heard, trust, smoothing), means, strict=True)]
+    parts = torch.cat([s * torch.as_tensor(one.parts) for s, one in zip(say, means, strict=True)])
+    weights = torch.cat([s * torch.as_tensor(one.weights) for s, one in zip(say, means, strict=True)])
+    away = (parts - weights[:, None, None] * parts.sum(0))[weights > 0]
+    return away * (len(away) / max(1, len(away) - 1)) ** 0.5
 
 # %% ../../nbs/03_inference/04_estimate.ipynb #423be6ef
 def in_pairs(values: Tensor) -> Tensor:

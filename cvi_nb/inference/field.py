@@ -87,6 +87,10 @@ class Field:
         size = self.partitions.shape[1:]
         return F.interpolate(maps[None], size, mode="bilinear")[0] if self.grain > 1 else maps
 
+    def sums(self, maps: Tensor, regions: Regions) -> Tensor:
+        """Sums (M, R) of `maps` (M, h, w) of the grid over `regions` of the image, a few maps at a time."""
+        return torch.cat([regions.sum(self.spread(some)) for some in maps.split(8)])
+
 # %% ../../nbs/03_inference/04_field.ipynb #472b63df
 def solved(field: Field, right: Tensor, tolerance: float = 1e-3, most: int = 200) -> Tensor:
     """u (M, h, w) with (K + d I) u = `right` (M, h, w), by conjugate gradients, to a relative `tolerance`."""
@@ -108,24 +112,33 @@ def solved(field: Field, right: Tensor, tolerance: float = 1e-3, most: int = 200
 class FieldPosterior:
     """What N draws have told of one image's evidence field.
 
-    field : its prior; mean : (H, W), nats per pixel; scatter : ν, the variance of a pixel of the mean slopes
+    field : its prior; mean : (H, W), nats per pixel
+    parts : (U, h, w) on the grid, parts of the mean's error by the draws: their outer products add up to its covariance
     """
 
     field: Field
     mean: Tensor
-    scatter: float
+    parts: Tensor
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of each pixel of the mean by the draws, (H, W) in nats per pixel."""
+        return torch.stack([self.field.spread(one[None])[0].square() for one in self.parts]).sum(0).sqrt()
 
     def evidence(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Evidence (M,) in nats of regions `masks` (M, H, W), and its standard deviation (M,) by the draws."""
-        masks = masks.to(self.mean)
-        lever = solved(self.field, self.field.covariance(self.field.pooled(masks)))
-        gain = 1 + self.field.shares.noise
-        deviation = gain * self.field.grain * (self.scatter * lever.square().sum((1, 2))).sqrt()
-        return (masks * self.mean).sum((1, 2)), deviation
+        masks, grain = masks.to(self.mean), self.field.grain
+        cells = F.avg_pool2d(masks[None], grain, ceil_mode=True, divisor_override=1)[0]  # pixels of each cell
+        errors = torch.einsum("mhw,uhw->mu", cells, self.parts)
+        return (masks * self.mean).sum((1, 2)), errors.norm(dim=1)
+
+    def of(self, regions: Regions) -> tuple[Tensor, Tensor]:
+        """Evidence (R,) in nats of all `regions` of a partition, and its variance (R,) by the draws."""
+        return regions.sum(self.mean[None])[0], self.field.sums(self.parts, regions).square().sum(0)
 
 # %% ../../nbs/03_inference/04_field.ipynb #20f8ca6a
-def field_posterior(field: Field, slopes: Tensor, scatter: float) -> FieldPosterior:
-    """The posterior given the mean `slopes` (H, W) over β of draws, and the variance `scatter` of one of its pixels."""
-    solution = solved(field, field.pooled(slopes[None]))
-    mean = (1 + field.shares.noise) * field.covariance(solution)
-    return FieldPosterior(field, field.spread(mean)[0], scatter)
+def field_posterior(field: Field, slopes: Tensor, parts: Tensor) -> FieldPosterior:
+    """The posterior given the mean `slopes` (H, W) over β of draws, and `parts` (U, h, w) of its error on the grid."""
+    solution = solved(field, torch.cat([field.pooled(slopes[None]), parts.to(slopes)]))
+    found = (1 + field.shares.noise) * field.covariance(solution)
+    return FieldPosterior(field, field.spread(found[:1])[0], found[1:])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,6 +28,7 @@ from cvi_nb.inference.estimate import (
     evidence_bound,
     free_energy,
     natural_step,
+    scattered,
     weighted,
 )
 from .exact import all_masks, log_prior
@@ -212,6 +214,17 @@ def settle(options: PresenceOptions, partitions: Tensor) -> Setting:
         asks=len(partitions) == 1 and feather == 0 and not named and options.asks,
     )
 
+# %% ../../nbs/03_inference/05_presence.ipynb #cc39059e
+def _grain(maps: Tensor) -> int:
+    """Side in pixels of the cells on which the field of an image of the size of `maps` (…, H, W) is computed."""
+    return max(1, min(maps.shape[-2:]) // 112)
+
+
+def _gridded(maps: Tensor) -> Tensor:
+    """`maps` (N, H, W) averaged over these cells, (N, h, w)."""
+    grain = _grain(maps)
+    return F.avg_pool2d(maps[None], grain, ceil_mode=True)[0] if grain > 1 else maps
+
 # %% ../../nbs/03_inference/05_presence.ipynb #ce8860e1
 def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Setting) -> Heard:
     """What `draws` tell of every cluster of `regions`, batch by batch."""
@@ -222,13 +235,15 @@ def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Settin
     found, sums, means = [], [], dict[int, RunningMean]()
     for part in draws.split(game.batch_size):
         value, slopes = game.slopes(part.masks, part.baseline)
-        score = (setting.trust or 0.0) * value / setting.temperature
+        score, slopes = (setting.trust or 0.0) * value / setting.temperature, slopes / setting.temperature
+        small = _gridded(slopes)
         for kind in part.kind.unique().tolist():
             of = part.kind == kind
-            means[kind] = means.get(kind, RunningMean()).add(score[of], slopes[of] / setting.temperature)
-        soft = blurred(slopes, setting.feather)
+            means[kind] = means.get(kind, RunningMean()).add(score[of], slopes[of], small[of])
         found.append(value)
-        sums.append([r.sum(soft) for r in regions])
+        if setting.shares is None:
+            soft = blurred(slopes * setting.temperature, setting.feather)
+            sums.append([r.sum(soft) for r in regions])
     return Heard(torch.cat(found), draws.kind, [torch.cat(each) for each in zip(*sums, strict=True)], means)
 
 # %% ../../nbs/03_inference/05_presence.ipynb #545768b6
@@ -236,7 +251,8 @@ def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Settin
 class State:
     """What is known of one image after some steps.
 
-    log_odds, variance : [(R_p,)], η of each partition; slopes : (H, W), nats per pixel
+    log_odds, variance : [(R_p,)], η of each partition
+    slopes : (H, W), nats per pixel; parts : (U, h, w) of their error, where there is a field
     map : (H, W), criticality, the mean of `field` unless the prior is flat on the clusters
     agreement : Spearman correlation of the map with the one before; trace : bounds of the q that steps drew from
     forward, backward : evaluations without the target's; bound, bound_error, bound_interval () () (2,) : nats, NaN
@@ -252,47 +268,50 @@ class State:
     bound_error: Tensor
     bound_interval: Tensor
     trace: tuple[Tensor, ...] = ()
+    parts: Tensor | None = None
     field: FieldPosterior | None = None
     forward: int = 0
     backward: int = 0
 
+# %% ../../nbs/03_inference/05_presence.ipynb #017fbc51
+def _combined(old: Tensor | None, new: Tensor, rate: float) -> Tensor:
+    """Parts (U, h, w) of the error of (1 − ρ) `old` + ρ `new` slopes, ρ the `rate`; at most 96.
+
+    Draws of different steps are independent, so of too many parts neighbours are added: their covariance stays what it
+    was in expectation.
+    """
+    parts = new if old is None else torch.cat([(1 - rate) * old, rate * new])
+    return parts if len(parts) <= 96 else torch.cat([parts[:-1:2] + parts[1::2], parts[len(parts) // 2 * 2 :]])
+
 # %% ../../nbs/03_inference/05_presence.ipynb #77bff004
-_WIDENED = 2.1  # slopes of one draw are correlated over short distances: of 90 % coverage on development photographs
-
-
 def stepped(
     state: State, origin: Sequence[Tensor], heard: Heard, regions: Sequence[Regions], setting: Setting, rate: float
 ) -> State:
     """`state` after one natural-gradient step at `rate` ρ from what draws around the marginals `origin` told."""
+    prior, beta = setting.prior_log_odds, setting.temperature
     widest = max(setting.shares.widths) if setting.shares else 0.0
-    weights, slopes = weighted(heard, setting.temperature, setting.trust, widest)
-    moved = [
-        natural_step(old, spread, averaged(terms, weights), setting.prior_log_odds, setting.temperature, rate)
-        for old, spread, terms in zip(state.log_odds, state.variance, heard.terms, strict=True)
-    ]
-    log_odds, variance = map(list, zip(*moved, strict=True))
-    slopes = (1 - rate) * state.slopes + (0 if slopes is None else rate * slopes)
-    if setting.shares is None:
-        found, mean = None, cluster_map(log_odds, regions, setting.prior_log_odds, setting.feather)
-    else:
-        labels = torch.stack([one.partition for one in regions])
-        scatter = _WIDENED * float(torch.stack([one.sum() for one in variance]).mean()) / labels[0].numel()
-        place = Field(labels, setting.shares, max(1, min(labels.shape[1:]) // 112))
-        found = field_posterior(place, slopes, scatter)
-        mean = found.mean
-        log_odds = [setting.prior_log_odds + one.sum(mean[None])[0] for one in regions]
-    bound, _ = free_energy(heard.values, origin, setting.prior_log_odds, setting.temperature)
-    return replace(
+    weights, slopes = weighted(heard, beta, setting.trust, widest)
+    state = replace(
         state,
-        log_odds=log_odds,
-        variance=variance,
-        slopes=slopes,
-        map=mean,
-        field=found,
-        trace=(*state.trace, bound),
+        slopes=(1 - rate) * state.slopes + (0 if slopes is None else rate * slopes),
+        trace=(*state.trace, free_energy(heard.values, origin, prior, beta)[0]),
         forward=state.forward + len(heard.values),
         backward=state.backward + len(heard.values) * setting.gradient,
     )
+    if setting.shares is None:
+        moved = [
+            natural_step(old, spread, averaged(terms, weights), prior, beta, rate)
+            for old, spread, terms in zip(state.log_odds, state.variance, heard.terms, strict=True)
+        ]
+        log_odds, variance = map(list, zip(*moved, strict=True))
+        heat = cluster_map(log_odds, regions, prior, setting.feather)
+        return replace(state, log_odds=log_odds, variance=variance, map=heat)
+    parts = _combined(state.parts, scattered(heard, setting.trust, widest), rate)
+    labels = torch.stack([one.partition for one in regions])
+    found = field_posterior(Field(labels, setting.shares, _grain(labels)), state.slopes, parts)
+    evidence, variance = map(list, zip(*(found.of(one) for one in regions), strict=True))
+    log_odds = [prior + one for one in evidence]
+    return replace(state, log_odds=log_odds, variance=variance, map=found.mean, parts=parts, field=found)
 
 # %% ../../nbs/03_inference/05_presence.ipynb #fb2aa9b7
 def _bounded(
