@@ -115,8 +115,10 @@ def weighted(
     """
     kinds, shares = sorted(heard.slopes), shares_of_kinds(heard, trust, smoothing)
     slopes = torch.einsum("k,khw->hw", shares, torch.stack([heard.slopes[k].value for k in kinds])) if kinds else None
-    weights = torch.full_like(heard.values, 1 / len(heard.values))
-    for share, k in zip(shares, kinds if trust else (), strict=bool(trust)):
+    if trust is None:
+        return torch.full_like(heard.values, 1 / len(heard.values)), slopes
+    weights = torch.zeros_like(heard.values)
+    for share, k in zip(shares, kinds, strict=True):
         weights[heard.kind == k] = share * importance_weights(heard.values[heard.kind == k], temperature / trust)
     return weights, slopes
 
