@@ -216,7 +216,10 @@ class ConfinedResult:
         return _compared(self, reference, area, measure, **options)
 
     def plot(self, axes: Any = None, level: float = 0.95, highlight: Sequence[str] = ()) -> Any:
-        """Draw success, and L2 distance if measured, against area, with intervals; returns the matplotlib axes."""
+        """Draw success, and L2 distance if measured, against area, with intervals; returns the matplotlib axes.
+
+        With methods to `highlight` only theirs and those of chance are drawn: many would hide each other.
+        """
         return _plotted(self, axes, level, highlight)
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #bd843380
@@ -258,7 +261,8 @@ def _draw_areas(ax: Any, result: ConfinedResult, key: str, level: float, highlig
         wide = 2.0 if method in highlight else 1.1
         dashes = (0, (1, 1)) if method in CHANCE else "-"
         ax.plot(x, mean, color=colour, linewidth=wide, linestyle=dashes, marker="o", markersize=2.5, label=method)
-        ax.vlines(x * 1.035 ** (k - (len(methods) - 1) / 2), low, high, color=colour, linewidth=0.8, alpha=0.8)
+        if not highlight or method in (*highlight, *CHANCE):
+            ax.vlines(x * 1.035 ** (k - (len(methods) - 1) / 2), low, high, color=colour, linewidth=0.8, alpha=0.8)
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #4bcd9b9c
 def _plotted(result: ConfinedResult, axes: Any, level: float, highlight: Sequence[str]) -> Any:
