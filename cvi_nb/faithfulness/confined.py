@@ -216,10 +216,8 @@ class ConfinedResult:
         return _compared(self, reference, area, measure, **options)
 
     def plot(self, axes: Any = None, level: float = 0.95, highlight: Sequence[str] = ()) -> Any:
-        """Draw success, and L2 distance if measured, against area, with intervals; returns the matplotlib axes.
-
-        With methods to `highlight` only theirs and those of chance are drawn: many would hide each other.
-        """
+        """Draw success, and L2 distance if measured, against area, with intervals (with methods to `highlight`, of
+        these and of chance alone: many hide each other); returns the matplotlib axes."""
         return _plotted(self, axes, level, highlight)
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #bd843380
