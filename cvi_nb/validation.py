@@ -23,8 +23,8 @@ from torch import Tensor
 __all__ = ['NORMS', 'check_integer', 'check_real', 'check_seed', 'check_batch_size', 'check_choice', 'check_flag',
            'check_callable', 'check_call', 'check_sequence', 'check_mapping', 'check_options', 'under_names',
            'check_norm', 'norm_name', 'check_numbers', 'check_tensor', 'listed', 'check_images', 'check_labels',
-           'check_target', 'check_maps', 'check_mask', 'check_partition', 'check_logits', 'VanishedGradientWarning',
-           'check_gradient', 'warn_vanished', 'alias']
+           'check_target', 'check_sets', 'check_maps', 'check_mask', 'check_partition', 'check_logits',
+           'VanishedGradientWarning', 'check_gradient', 'warn_vanished', 'alias']
 
 # %% ../nbs/13_validation.ipynb #1e695fa1
 def _scalar(value: Any) -> Any:
@@ -397,6 +397,33 @@ def check_target(target: Any, n: int, classes: int | None = None, name: str = "t
     if tuple(found.shape) != (n,):
         raise ValueError(f"`{name}` must be {wanted}, got shape {tuple(found.shape)}")
     return check_labels(found, n, classes, name)
+
+# %% ../nbs/13_validation.ipynb #29a4cd26
+def check_sets(values: Any, n: int, classes: int, name: str = "labels") -> Tensor | None:
+    """`values` as sets of classes (n, K) bool where they are any, or None for plain classes.
+
+    Parameters
+    ----------
+    values : a set of classes for all images, a sequence with a set (or tuple) or a class for each, or a mask (n, K)
+    n : the number of images; classes : K
+
+    Raises
+    ------
+    TypeError : a set holds something else than integers
+    ValueError : wrong shape, a class out of range, or an empty set
+    """
+    if isinstance(values, Tensor | np.ndarray):
+        return check_target(values, n, classes, name) if _integers(values, name, "classes").dtype == torch.bool else None
+    each = [values] * n if isinstance(values, set | frozenset) else values
+    if isinstance(each, str) or not isinstance(each, Sequence):
+        return None
+    if not any(isinstance(entry, set | frozenset | tuple) for entry in each):
+        return None
+    mask = torch.zeros(len(check_sequence(each, name, length=n)), classes, dtype=torch.bool)
+    for row, entry in zip(mask, each, strict=True):
+        members = list(entry) if isinstance(entry, set | frozenset | tuple) else [entry]
+        row[check_labels(members, len(members), classes, name)] = True
+    return check_target(mask, n, classes, name)
 
 # %% ../nbs/13_validation.ipynb #c7700a59
 def check_maps(maps: Any, images: Tensor | None, name: str = "maps") -> Tensor:

@@ -130,6 +130,40 @@ def test_targets(name, target, model, digits):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_sets_of_classes_are_left_and_reached(name, model, digits):
+    images, labels = digits
+    kin = [{int(y), (int(y) + 1) % 10, (int(y) + 5) % 10} for y in labels]
+    inside = torch.zeros(len(labels), 10, dtype=torch.bool)
+    for row, right in zip(inside, kin, strict=True):
+        row[list(right)] = True
+    left = run(name, model, images, kin)  # any class of the set is right
+    top = model.logits(left.adversarial).argmax(1, keepdim=True)
+    if name not in TARGETED_ONLY:
+        assert torch.equal(left.target, ~inside)
+        assert torch.equal(left.success, ~inside.gather(1, top)[:, 0])
+        mask = run(name, model, images, inside)  # the same sets as a mask
+        assert torch.equal(left.adversarial, mask.adversarial)
+    reached = run(name, model, images, labels, target=[{(int(y) + 1) % 10, (int(y) + 2) % 10} for y in labels])
+    top = model.logits(reached.adversarial).argmax(1)
+    assert torch.equal(reached.success, ((top - labels) % 10 == 1) | ((top - labels) % 10 == 2))
+
+
+def test_sets_that_make_no_goal_are_refused(model, digits):
+    images, labels = digits[0][:2], digits[1][:2]
+    for given, target, message in (
+        (set(range(10)), None, "leave a class out"),
+        ([{3}, set()], None, "at least one class"),
+        ([{3}, {10}], None, "labels"),
+        ([{3}], None, "labels"),
+        ({3, 5}, 5, "target"),
+        (labels, [{int(y)} for y in labels], "target"),
+        (labels, [{0, 10}, {1}], "target"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            attack.pgd(model, images, given, eps=0.1, steps=2, target=target)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_eight_bit_images_are_on_the_grid_and_fool_there(name, model, digits):
     images, labels = (255 * digits[0]).round() / 255, digits[1]
     result = run(name, model, images, labels, eight_bit=True)

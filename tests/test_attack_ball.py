@@ -3,11 +3,13 @@
 import copy
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
 from cvi_nb.attack import (
+    Nearby,
     Run,
     ZeroGradientWarning,
     apgd,
@@ -17,6 +19,7 @@ from cvi_nb.attack import (
     fgsm,
     iterative_least_likely,
     mi_fgsm,
+    minimum_norm,
     norms,
     pgd,
     project,
@@ -163,6 +166,40 @@ def test_square_needs_outputs_only(norm, model, digits):
     result = square(lambda x: model(x).softmax(1).detach(), images, labels, eps=eps, norm=norm, steps=150)
     assert result.success.any() and result.backward.sum() == 0
     assert (result.distance[result.success] <= eps + 1e-5).all()
+
+
+def test_all_classes_at_once_are_climbed_as_one_after_the_other(model, digits):
+    images, labels = digits[0][:16], digits[1][:16]
+    apart = apgd_targeted(model, images, labels, eps=0.15, steps=10, targets=4)
+    at_once = apgd_targeted(model, images, labels, eps=0.15, steps=10, targets=4, together=True)
+    assert (apart.success == at_once.success).sum() >= 15  # the starts are others
+    resists = ~at_once.success & ~apart.success
+    assert torch.equal(at_once.backward[resists], apart.backward[resists])
+    assert torch.equal(model.logits(at_once.adversarial).argmax(1) != labels, at_once.success)
+    twice = apgd_targeted(model, images, labels, eps=0.15, steps=10, targets=4, restarts=2, together=True)
+    assert (twice.backward[~twice.success] == 2 * 4 * 11).all()
+    alone = apgd_targeted(model, images[3:4], labels[3:4], eps=0.15, steps=10, targets=4, together=True, batch_size=1)
+    assert alone.success.shape == (1,)
+
+
+def test_what_is_nearby_is_attacked_and_what_is_unknown(model, digits):
+    images, labels = digits[0][:16], digits[1][:16]
+    asked = []
+
+    def spy(model, images, labels, **options):
+        asked.append(images)
+        return pgd(model, images, labels, eps=0.01, steps=1)
+
+    known = partial(minimum_norm, norm=math.inf, steps=30)
+    far = known(model, images, labels)
+    eps = float(far.distance.nanmedian()) / 1.3
+    rest = ~far.success | (far.distance > eps)
+    near = rest & (~far.success | (far.distance <= 1.5 * eps))
+    assert 0 < near.sum() < rest.sum()
+    ensemble(model, images, labels, eps=eps, attacks=(known, Nearby(spy, 1.5)))
+    assert torch.equal(asked.pop(), images[near])
+    ensemble(model, images, labels, eps=eps, attacks=(partial(fgsm, eps=1e-4), Nearby(spy, 1.5)))
+    assert len(asked.pop()) == 16  # nothing is known of them
 
 
 def test_the_ensemble_is_no_better_than_its_best(model, digits):

@@ -339,6 +339,16 @@ def test_every_attack_of_the_library_is_a_choice(
     assert facts["images"] == 1
 
 
+def test_attack_reaches_a_set_of_classes(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"attack {place}/seven.png --model mnist_cnn --attack minimum-norm --steps 30 --target 3,5 --quiet"
+    code, _, err = run(f"{line} --out {tmp_path}", capsys)
+    assert code == 0, err
+    (row,) = pd.read_csv(tmp_path / "attack.csv").to_dict("records")
+    assert row["target"] == "3 5" and row["success"] and row["predicted"] in (3, 5)
+    code, _, err = run(f"{line.replace('3,5', '3,cat')} --out {tmp_path}", capsys)
+    assert code == 2 and "'cat'" in err
+
+
 def test_what_nobody_foresaw_is_one_line_and_code_1(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,11 +396,12 @@ def test_killed_at_any_moment_and_two_at_once(place: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_report_of_a_folder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = f"report --model best=mnist_cnn --images {place}/classes --threat quick --shown 1 --budget 8 --quiet"
-    code, out, err = run(f"{line} --out {tmp_path}/card.html --title Digits", capsys)
+    code, out, err = run(f"{line} --out {tmp_path}/card.html --title Digits --target 3,5 --target 8", capsys)
     assert code == 0, err
     assert [Path(path).name for path in out] == ["card.html", "card.md", "card.json"]
     data = json.loads((tmp_path / "card.json").read_text())
     assert list(data["models"]) == ["best"] and data["images"]["labels"] == [1, 1, 2]
+    assert data["threat"]["targets"] == [[3, 5], [8]] and "3 or 5" in (tmp_path / "card.md").read_text()
     assert data["title"] == "Digits" and data["command"].startswith("cvi report --model best=mnist_cnn")
 
 

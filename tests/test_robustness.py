@@ -1,6 +1,7 @@
 """Judging models: curves against closed forms, checks on networks that hide their gradients and on honest ones."""
 
 import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -418,6 +419,22 @@ def test_what_is_wrong_is_said(networks: dict[str, Classifier]) -> None:
 def test_a_threat_is_checked(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Threat(**wrong)
+
+
+def test_sets_of_classes_as_targets(networks: dict[str, Classifier]) -> None:
+    few = Threat.quick(IMAGES, linf=(0.2,), l2=(), steps=12, noise_budget=0, samples=0, queries=10, check_images=4,
+                       targets=[{3, 5}, 8], targeted_steps=30)  # fmt: skip
+    assert few.targets == ((3, 5), (8,)) and Threat(targets={3, 5}).targets == ((3, 5),)
+    found = evaluate_robustness(networks["plain"], IMAGES, LABELS, few)
+    aimed, right = found.aimed["linf"], networks["plain"].predict(IMAGES) == LABELS
+    asked = torch.stack([(LABELS != 3) & (LABELS != 5), LABELS != 8], 1)
+    assert torch.equal(aimed[right].isnan(), ~asked[right]) and (aimed[right & asked.all(1)].isfinite()).any()
+    table = found.distances.set_index("case")
+    assert table.loc["best", "n"] == int((asked.any(1) & right).sum())
+    assert table.loc["best", "mean"] <= table.loc["worst", "mean"]
+    assert (found.nearest["linf"].distance <= aimed.nan_to_num(math.inf).amin(1) + 1e-6).all()
+    with pytest.raises(ValueError, match="`targets`"):
+        evaluate_robustness(networks["plain"], IMAGES, LABELS, dataclasses.replace(few, targets=({3, 10},)))
 
 
 def test_one_class_of_labels_is_no_error(networks: dict[str, Classifier]) -> None:

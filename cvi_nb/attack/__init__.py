@@ -22,13 +22,13 @@ from .smoothed_count import sigma_zero
 from .saliency import jsma
 from .boundary_walk import minimum_norm
 from .lagrangian import TargetedCases, carlini_wagner, targeted_cases
-from .worst_case import EnsembleResult, ensemble, standard_attacks
+from .worst_case import EnsembleResult, Nearby, ensemble, standard_attacks
 from .physical import TRANSFORMATIONS, DestructionRate, destruction_rate, destruction_rates
 from .watched import show_search
 from ..statistics import wilson
 
 __all__ = [
-    "ATTACKS", "TRANSFORMATIONS", "Attack", "AttackResult", "DestructionRate", "EnsembleResult", "Model",
+    "ATTACKS", "TRANSFORMATIONS", "Attack", "AttackResult", "DestructionRate", "EnsembleResult", "Model", "Nearby",
     "Norm", "Options", "Run", "TargetedCases", "ZeroGradientWarning", "apgd", "apgd_targeted", "bim",
     "boundary_step", "carlini_wagner", "cluster_support", "ddn", "deepfool", "destruction_rate",
     "destruction_rates", "ensemble", "fgsm", "fmn", "iterative_least_likely", "jsma", "mi_fgsm",

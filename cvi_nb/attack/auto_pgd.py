@@ -5,6 +5,7 @@
 # %% ../../nbs/04_attack/08_auto_pgd.ipynb #764e2cf3
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, fields
 from typing import Unpack
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Norm, per_sample, steepest
-from .oracle import Loss, Model
+from .oracle import Books, Loss, Model
 from .projected import draw_start
 from .run import AttackResult, Goal, Restarts, Run, register_attack
 from ..validation import check_choice, check_flag, check_integer, check_norm, check_real
@@ -180,6 +181,42 @@ def _towards(run: Run, aim: Tensor) -> Loss:
 
     return loss
 
+# %% ../../nbs/04_attack/08_auto_pgd.ipynb #b86c5088
+def _repeated(run: Run, rows: Tensor) -> Run:
+    """`run` for samples `rows` (n,), which may repeat: each with a climb, and books, of its own."""
+    part = copy.copy(run)
+    Books.__init__(part, run.images[rows], None if run.support is None else run.support[rows], run.compact)
+    part.labels, part.target = run.labels[rows], None if run.target is None else run.target[rows]
+    part.everyone, part.traced = torch.arange(len(rows), device=rows.device), []
+    return part
+
+
+def _put_down(run: Run, part: Run, rows: Tensor) -> None:
+    """Add the books of `part`, whose samples are `rows` (n,) of `run`, to those of `run`."""
+    run.forward.index_add_(0, rows, part.forward)
+    run.backward.index_add_(0, rows, part.backward)
+    run.seen[rows[part.seen]], run.broken[rows[part.broken]] = True, True
+
+
+# %% ../../nbs/04_attack/08_auto_pgd.ipynb #2c08575b
+def _every_way(run: Run, x: Tensor, rows: Tensor, aims: Tensor, climbing: tuple[int, float, bool]) -> None:
+    """`auto_climb` from `rows` (n,) towards each of `aims` (B, k) at once; `x` (B, C, H, W) is changed in place.
+
+    `climbing`: steps, rho, early_stop.
+    """
+    if not len(rows):
+        return
+    ways, eps = aims.shape[1], run.eps or 0.0
+    start = torch.stack([draw_start(run, eps)[rows] for _ in range(ways)], 1).flatten(0, 1)  # (n·k, C, H, W)
+    many = _repeated(run, rows.repeat_interleave(ways))
+    left = auto_climb(many, start, many.everyone, _towards(many, aims[rows].flatten()), *climbing)
+    _put_down(run, many, rows.repeat_interleave(ways))
+    fooled = torch.ones_like(many.seen)
+    fooled[left] = False
+    first = fooled.view(-1, ways).long().argmax(1)
+    x[rows] = start[first + ways * torch.arange(len(rows), device=rows.device)]
+
+
 # %% ../../nbs/04_attack/08_auto_pgd.ipynb #17dc4de0
 @register_attack((math.inf, 2, 1), ball=True)
 def apgd_targeted(
@@ -190,25 +227,30 @@ def apgd_targeted(
     eps: float,
     norm: Norm = math.inf,
     targets: int = 9,
+    together: bool = False,
     steps: int = 100,
     rho: float = 0.75,
     **options: Unpack[Restarts],
 ) -> AttackResult:
     """APGD-T: Auto-PGD on the targeted DLR, towards the `targets` likeliest other classes one after another.
 
-    Parameters are those of `apgd`. With a `target` among the options only that class is aimed at, and counts.
+    Parameters are those of `apgd`; `together` climbs to all classes, from all restarts, at once, and keeps no trace.
+    With a `target` among the options only that class is aimed at, and counts.
 
     Raises `TypeError` or `ValueError` for arguments out of range. Croce & Hein 2020, section 4.
     """
     eps, norm = check_real(eps, "eps", least=0), check_norm(norm, allowed=(1, 2, math.inf))
     steps, rho = check_integer(steps, "steps", least=1), check_real(rho, "rho", above=0)
     targets, restarts = check_integer(targets, "targets", 1), check_integer(options.pop("restarts", 1), "restarts", 1)
-    early_stop = check_flag(options.pop("early_stop", True), "early_stop")
+    early_stop, together = check_flag(options.pop("early_stop", True), "early_stop"), check_flag(together, "together")
     run = Run(model, images, labels, norm=norm, eps=eps, **options)
-    x, rows = run.images.clone(), run.todo
-    for aim in run.rivals(run.everyone, targets).T:
+    x, rows, climbing = run.images.clone(), run.todo, (steps, rho, early_stop)
+    aims = run.rivals(run.everyone, targets)
+    if together:
+        _every_way(run, x, rows, aims.repeat(1, restarts), climbing)
+    for aim in () if together else aims.T:
         for _ in range(restarts):
             x[rows] = draw_start(run, eps)[rows]
-            rows = auto_climb(run, x, rows, _towards(run, aim), steps, rho, early_stop)
+            rows = auto_climb(run, x, rows, _towards(run, aim), *climbing)
     return run.result("apgd_targeted", x, norm=norm, targets=targets, steps=steps, restarts=restarts, rho=rho,
-                      early_stop=early_stop)  # fmt: skip
+                      together=together, early_stop=early_stop)  # fmt: skip

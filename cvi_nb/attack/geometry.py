@@ -33,6 +33,8 @@ def norms(delta: Tensor, norm: Norm) -> Tensor:
 # %% ../../nbs/04_attack/02_geometry.ipynb #f9feb410
 def project(delta: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """The nearest perturbations (B, C, H, W) in the ball of radius `eps`, a number or (B,)."""
+    if norm == math.inf and not isinstance(eps, Tensor):
+        return delta.clamp(-eps, eps)
     radius = torch.as_tensor(eps, dtype=delta.dtype, device=delta.device).expand(len(delta))
     if norm == math.inf:
         return torch.maximum(torch.minimum(delta, per_sample(radius, delta)), -per_sample(radius, delta))

@@ -104,18 +104,24 @@ class Books:
 
     def noted(self, found: Tensor, rows: Tensor, times: int = 1) -> Tensor:
         """Gradients `found` (n, …, C, H, W) within the support, booked; those that are not finite as zero."""
-        self.book(self.forward, rows)
-        self.book(self.backward, rows, times)
-        self.broken[rows] |= ~found.flatten(1).isfinite().all(1)
-        found = torch.nan_to_num(found, 0.0, 0.0, 0.0)
-        self.seen[rows] |= found.flatten(1).any(1)
+        asked = torch.bincount(rows, minlength=len(self.seen))
+        self.forward += asked
+        self.backward += times * asked
+        finite = found.flatten(1).isfinite().all(1)
+        if not bool(finite.all()):
+            self.broken[rows] |= ~finite
+            found = torch.nan_to_num(found, 0.0, 0.0, 0.0)
+        if not bool(self.seen[rows].all()):
+            self.seen[rows] |= found.flatten(1).any(1)
         if self.support is None:
             return found
         return found * (self.support[rows] if found.ndim == 4 else self.support[rows, None])
 
     def idle(self, rows: Tensor) -> Tensor:
         """Samples that would stay in the batch beside `rows` if finished ones were not dropped."""
-        resting = torch.full_like(self.seen, not self.compact)
+        if self.compact:
+            return rows[:0]
+        resting = torch.ones_like(self.seen)
         resting[rows] = False
         return resting.nonzero()[:, 0]
 

@@ -20,7 +20,7 @@ from tqdm.auto import trange
 from .geometry import Norm, confine, grid_points, inside, norms, per_sample, steepest
 from .oracle import Loss, Model, Oracle, ZeroGradientWarning, distrust, rounding
 from ..lazy import pandas as pd
-from ..models import Evaluations, class_mask, margin
+from ..models import Evaluations, class_mask
 from ..plot import show_images
 from cvi_nb.validation import (
     check_choice,
@@ -33,15 +33,18 @@ from cvi_nb.validation import (
     check_partition,
     check_seed,
     check_sequence,
+    check_sets,
     check_tensor,
 )
 
 # %% auto #0
-__all__ = ['Target', 'RULES', 'Function', 'ATTACKS', 'choose_target', 'cluster_support', 'Goal', 'Options', 'EarlyStop',
-           'Restarts', 'renamed', 'Measured', 'AttackResult', 'Search', 'Run', 'climb', 'Attack', 'register_attack']
+__all__ = ['Classes', 'Target', 'RULES', 'Function', 'ATTACKS', 'choose_target', 'cluster_support', 'Goal', 'Options',
+           'EarlyStop', 'Restarts', 'renamed', 'Measured', 'AttackResult', 'Search', 'Run', 'climb', 'Attack',
+           'register_attack']
 
 # %% ../../nbs/04_attack/03_run.ipynb #7085bb46
-Target = int | Tensor | Sequence[int] | str | None  # a bool tensor (K,) or (B, K) is a set of classes
+Classes = set[int] | tuple[int, ...]
+Target = int | Tensor | Sequence[int | Classes] | Classes | str | None  # a bool tensor (K,) or (B, K): sets, too
 RULES = ("least_likely", "next", "random")
 
 
@@ -62,6 +65,8 @@ def choose_target(target: Target, labels: Tensor, logits: Tensor, generator: tor
         if target == "random":
             step = torch.randint(1, classes, (batch,), generator=generator).to(labels.device)
         return (labels + step) % classes
+    if not isinstance(target, Tensor) and (named := check_sets(target, batch, classes, "target")) is not None:
+        target = named
     if isinstance(target, Tensor) and target.dtype == torch.bool:
         sets = check_tensor(target, "target", "(K,) or (B, K)", floating=False).to(labels.device)
         if sets.shape not in ((classes,), (batch, classes)):
@@ -78,6 +83,20 @@ def choose_target(target: Target, labels: Tensor, logits: Tensor, generator: tor
     if bool((same := found == labels).any()):
         raise ValueError(f"`target` must differ from the label, got the label itself for {int(same.sum())} of {batch}.")
     return found
+
+# %% ../../nbs/04_attack/03_run.ipynb #25e306fa
+def _outside(target: Tensor | None, right: Tensor, by_rule: bool = False) -> Tensor:
+    """`target` where it lies outside the sets `right` (B, K) bool; None: whatever does, (B, K) bool.
+
+    Raises `ValueError` if nothing does, or the target does not; `by_rule` it goes on to the next class that does.
+    """
+    if bool(right.all(1).any()):
+        raise ValueError("`labels` must leave a class out, got a set of all classes.")
+    while target is not None and by_rule and bool((inside := right.gather(1, target[:, None])[:, 0]).any()):
+        target = torch.where(inside, (target + 1) % right.shape[1], target)
+    if target is not None and bool((class_mask(target, right.shape[1]) & right).any()):
+        raise ValueError("`target` must lie outside the labels' sets, got a class of them.")
+    return ~right if target is None else target
 
 # %% ../../nbs/04_attack/03_run.ipynb #4e7b12c9
 def cluster_support(partition: Tensor, clusters: Tensor | Sequence[Sequence[int]]) -> Tensor:
@@ -104,7 +123,8 @@ class Goal:
 
     def aim(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Classes (n, K) bool that are aimed at; without a target, the label, which is to be left."""
-        return class_mask((self.labels if self.target is None else self.target)[rows], logits.shape[1], len(rows))
+        chosen = (self.labels if self.target is None else self.target)[rows]
+        return chosen if chosen.ndim == 2 else chosen[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
     def achieved(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether the top class is the target, or not the label: (n,) bool. NaN is no class."""
@@ -119,19 +139,28 @@ class Goal:
         """Margin of the adversarial goal in logits, positive once reached: (n,)."""
         if not len(rows):  # an empty batch has no classes to count
             return logits.new_zeros(0)
-        return (-1 if self.target is None else 1) * margin(logits, self.aim(logits, rows))
+        return self.standing(logits, rows)[0]
 
     def slack(self, logits: Tensor, rows: Tensor) -> Tensor:
         """What rounding in another batch could undo of the margin, in logits: (n,)."""
         if not len(rows):
             return logits.new_zeros(0)
-        logits, own = logits.detach(), self.aim(logits, rows)
-        pair = torch.stack([logits.masked_fill(side, -math.inf).amax(1) for side in (own, ~own)], 1).abs()
-        return self.precision * pair.masked_fill(~pair.isfinite(), 0).amax(1)
+        return self.standing(logits.detach(), rows)[1]
+
+    def standing(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """`goal` and `slack` at once, each (n,)."""
+        own = self.aim(logits, rows)
+        aimed, other = (logits.masked_fill(side, -math.inf).amax(1) for side in (~own, own))
+        size = torch.stack([aimed, other], 1).detach().abs()
+        ahead = other - aimed if self.target is None else aimed - other
+        return ahead, self.precision * size.masked_fill(~size.isfinite(), 0).amax(1)
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The margin beyond the slack, which searches raise: (n,)."""
-        return self.goal(logits, rows) - self.slack(logits, rows)
+        if not len(rows):
+            return logits.new_zeros(0)
+        ahead, slack = self.standing(logits, rows)
+        return ahead - slack
 
     def leads(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether the lead is positive, which searches count as success: (n,) bool."""
@@ -147,9 +176,11 @@ class Goal:
 class Options(TypedDict, total=False):
     """What every attack takes besides `model`, `images` (B, C, H, W) in [0, 1], `labels` (B,), and its own parameters.
 
-    `labels` may be None for the model's own classes, so that what is attacked is the decision.
+    `labels` may be None for the model's own classes, so that what is attacked is the decision; or sets of classes of
+    which each is right ([{3, 5}, {8}, …], or a mask (B, K) bool), which then must be left: any class outside is a target.
 
-    target : None (any other class), a class, classes (B,), sets (K,) or (B, K) bool, "least_likely", "next" or "random"
+    target : None (any other class), a class, classes (B,), a set of classes of which any will do ({3, 5}), one for each
+        image ([{3, 5}, {8}, …] or (B, K) bool), "least_likely", "next" or "random"
     support : None, or 0 and 1 of shape (H, W), (B, H, W) or (B, 1 or C, H, W): what may be changed
     batch_size : images in the network at once
     seed : of every random draw
@@ -264,7 +295,8 @@ class AttackResult(Measured):
     name : the attack; settings : its parameters
     images, adversarial : (B, C, H, W) in [0, 1]; a failed sample's `adversarial` is the original
     attempt : (B, C, H, W), the last image tried, whether or not it fooled the model
-    labels : (B,) int64; target : (B,) int64, sets (B, K) bool, or None
+    labels : (B,) int64, of sets the likeliest class; target : (B,) int64, sets (B, K) bool (all classes outside the
+        labels' sets, where these were to be left), or None
     success : (B,) bool, verified on `adversarial` itself; an image that was misclassified before succeeds at distance 0
     predicted : (B,) int64, the model's class for `adversarial`
     norm : the attack's own norm (0, 1, 2 or inf)
@@ -342,10 +374,16 @@ class Search(Goal, Oracle):
         self.everyone = torch.arange(len(images), device=images.device)
         self.clean = self.logits(self.images, self.everyone)
         classes = check_logits(self.clean, len(images)).shape[1] if len(images) else None
-        if labels is None:
-            labels = self.clean.argmax(1) if len(images) else self.everyone
+        right, likely, other = check_sets(labels, len(images), classes) if classes else None, self.clean, self.clean
+        if right is not None:
+            right = right.to(images.device)
+            likely, other = likely.masked_fill(~right, -math.inf), other.masked_fill(right, -math.inf)
+        if labels is None or right is not None or (not classes and isinstance(labels, set | frozenset)):
+            labels = likely.argmax(1) if classes else self.everyone
         self.labels = check_labels(labels, len(images), classes).to(images.device).clone()
-        self.target = choose_target(target, self.labels, self.clean, self.generator) if len(images) else None
+        self.target = choose_target(target, self.labels, other, self.generator) if len(images) else None
+        if right is not None:
+            self.target = _outside(self.target, right, isinstance(target, str))
         self.support = None if support is None else check_mask(support, self.images, "support")
         self.done = self.achieved(self.clean, self.everyone)
         self.todo = self.everyone[~self.done & (eps != 0)]

@@ -189,8 +189,8 @@ def square(
         proposal = _proposal(draws, x[rows] - run.images[rows], rows, square_share(step, steps, share), eps, step == 0)
         logits = run.logits(proposal, rows)
         run.record(logits, rows)
-        ahead = run.goal(logits, rows)
-        won = ahead - run.slack(logits, rows) > 0
+        ahead, slack = run.standing(logits, rows)
+        won = ahead - slack > 0
         # A target far away moves log p before it moves the margin.
         value = ahead if run.target is None else run.cross_entropy(logits, rows)
         taken = won | (value > best[rows])

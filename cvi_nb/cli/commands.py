@@ -535,8 +535,15 @@ def _attack_options(given: argparse.Namespace) -> dict[str, Any]:
 
 # %% ../../nbs/10_cli.ipynb #178633db
 def _aim(text: str | None, model: Classifier) -> Any:
-    """A rule for the target class, a class, or None."""
-    return text if text is None or text in ("least_likely", "next", "random") else _class(text, model)
+    """A rule for the target class, a class, a set of classes (with commas), or None."""
+    if text is None or text in ("least_likely", "next", "random"):
+        return text
+    try:
+        return _class(text, model)  # names of classes may have commas, too
+    except ValueError:
+        if "," not in text:
+            raise
+    return {_class(part, model) for part in text.split(",")}
 
 # %% ../../nbs/10_cli.ipynb #55bf592b
 def _attacked(given: argparse.Namespace, model: Classifier, images: ImageSet) -> AttackResult:
@@ -554,7 +561,9 @@ def _stands(path: Path, result: AttackResult, i: int, model: Classifier) -> bool
     """Whether the file, read back, fools the model as it should."""
     again = load_image(path, None, result.images.shape[1]).to(result.images.device)
     top = int(model.logits(again).argmax())
-    return top != int(result.labels[i]) if result.target is None else top == int(result.target[i])
+    if result.target is None:
+        return top != int(result.labels[i])
+    return bool(result.target[i, top]) if result.target.ndim == 2 else top == int(result.target[i])
 
 # %% ../../nbs/10_cli.ipynb #c32c4346
 def _attack(given: argparse.Namespace) -> list[Path]:
@@ -650,7 +659,10 @@ def _report(given: argparse.Namespace) -> list[Path]:
     first = next(iter(models.values()))
     images = _images([given.images], first, given)
     labelled = replace(images, labels=_labels(images, first, given.labels), classes=first.classes)
-    threat = getattr(Threat, given.threat)(images.images, l1=tuple(given.l1)) if given.l1 else given.threat
+    changes: dict[str, Any] = {"l1": tuple(given.l1)} if given.l1 else {}
+    if given.target:
+        changes["targets"] = [_aim(text, first) for text in given.target]
+    threat = getattr(Threat, given.threat)(images.images, **changes) if changes else given.threat
     report = make_report(
         models, labelled.to(given.device), threat=threat, title=given.title, shown=given.shown,
         budget=given.budget, command="cvi " + shlex.join(given.typed), batch_size=given.batch_size, seed=given.seed,

@@ -199,7 +199,8 @@ def _add_attack(commands: Any) -> None:
     parser.add_argument("--eps", type=_fraction, metavar="ε", help=radius)
     parser.add_argument("--norm", type=_norm, metavar="P", help="0, 1, 2 or inf, where the attack has a choice")
     parser.add_argument("--steps", type=_positive, metavar="N", help="iterations, where the attack has them")
-    target = "class to reach, by number or name, or least_likely, next, random (default: any other)"
+    target = "class to reach, by number or name, several of which any will do (3,5), or least_likely, next, random "
+    target += "(default: any other)"
     parser.add_argument("--target", metavar="CLASS", help=target)
     parser.add_argument("--labels", metavar="CSV", help="true classes: a file with the columns image, label")
 
@@ -246,6 +247,8 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--threat", default="standard", choices=["quick", "standard"], help=hard)
     summed = "also in L1, at these radii (default: not)"
     parser.add_argument("--l1", type=_fraction, nargs="+", default=[], metavar="EPS", help=summed)
+    target = "class to reach, or several of which any will do (3,5); again for another (default: other classes in turn)"
+    parser.add_argument("--target", metavar="CLASS", action="append", help=target)
     shown = "least and most robust images shown of each model (3)"
     parser.add_argument("--shown", type=_positive, default=3, metavar="N", help=shown)
     budget = "evaluations for each explanation (64)"

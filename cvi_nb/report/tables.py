@@ -19,8 +19,8 @@ from .numbers import NORM_LABELS, interval, number, percent, radius
 from ..robustness import Check, RobustnessResult
 
 # %% auto #0
-__all__ = ['verdict', 'left_out', 'middle', 'case_row', 'headline', 'distance_table', 'attack_table', 'corruption_table',
-           'model_parts']
+__all__ = ['verdict', 'left_out', 'middle', 'case_row', 'headline', 'aimed_at', 'distance_table', 'attack_table',
+           'corruption_table', 'model_parts']
 
 # %% ../../nbs/09_report/07_tables.ipynb #f9b57d09
 def verdict(results: Mapping[str, RobustnessResult]) -> Checks:
@@ -103,12 +103,25 @@ def _spread(row: pd.Series, of: str, text: str = "percent") -> str:
     write = percent if text == "percent" else number
     return f"{write(float(row[of]))} {interval(float(row['low']), float(row['high']), write)}".strip()
 
+# %% ../../nbs/09_report/07_tables.ipynb #0c372841
+def aimed_at(result: RobustnessResult) -> list[str]:
+    """The sets of classes that were aimed at, in words; empty where the classes were all, or drawn."""
+    if isinstance(result.threat.targets, int):
+        return []
+    called = result.classes or ()
+    name = lambda k: called[k].split(",")[0] if k < len(called) else str(k)  # noqa: E731
+    return [" or ".join(map(name, aim)) for aim in result.threat.targets]
+
 # %% ../../nbs/09_report/07_tables.ipynb #6d3b103c
 def distance_table(result: RobustnessResult) -> Table:
     """Distances in each norm and case."""
-    rows = []
+    rows, aims = [], aimed_at(result)
     for _, r in result.distances.iterrows():
         name = "any other class" if r["case"] == "untargeted" else f"targeted, {r['case']} case"
+        if len(aims) == 1 and r["case"] != "untargeted":
+            if r["case"] != "best":  # with a single goal all cases are one
+                continue
+            name = aims[0]
         cost = f"{float(r['forward']):.0f} + {float(r['backward']):.0f}"
         label, median = f"{NORM_LABELS.get(r['norm'], r['norm'])}, {name}", number(float(r["median"]))
         mean = _spread(r, "mean", "number")
@@ -117,7 +130,8 @@ def distance_table(result: RobustnessResult) -> Table:
         ("goal", "images", "found", "mean distance", "median", "evaluations"),
         tuple(rows),
         caption="Distance to the nearest adversarial image found, over images classified correctly; intervals are 95 "
-        "% bootstrap. Evaluations: forward + backward per image.",
+        "% bootstrap. Evaluations: forward + backward per image."
+        + (f" Targets: {'; '.join(aims)}; each for the images whose label it does not hold." if aims else ""),
     )
 
 # %% ../../nbs/09_report/07_tables.ipynb #3d6468c9

@@ -39,11 +39,19 @@ from ..lazy import pandas as pd
 from ..models import Classifier, as_classifier, margin
 from .checks import ask_all, input_range
 from .probe import Check, Effort, Finding, Probe
-from .result import RobustnessResult
+from .result import RobustnessResult, target_cases
 from .threat import Threat
 from .worst import WorstCase, worst_rows
 from ..statistics import proportion
-from ..validation import check_batch_size, check_choice, check_flag, check_images, check_seed, norm_name
+from cvi_nb.validation import (
+    check_batch_size,
+    check_choice,
+    check_flag,
+    check_images,
+    check_seed,
+    check_sets,
+    norm_name,
+)
 
 # %% auto #0
 __all__ = ['fold', 'evaluate_robustness']
@@ -148,8 +156,16 @@ def _ball(worst: WorstCase, norm: float, eps: float) -> None:
         worst.take("ensemble on the rest", dataclasses.replace(tough, settings=described), rest, eps)
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #d5c18c33
-def _targets(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
-    """`count` classes (B, T), other than the labels (B,) and without repeats; all of them if there are no more."""
+def _targets(labels: Tensor, classes: int, count: Any, seed: int) -> Tensor:
+    """`count` classes (B, T), other than the labels (B,) and without repeats, all of them if there are no more.
+
+    For sets of classes a mask (B, T, K), without a class where a set holds the label.
+    """
+    if not isinstance(count, int):
+        sets = check_sets(count, len(count), classes, "targets")
+        assert sets is not None
+        own = sets.to(labels.device)[:, labels].T  # (B, T)
+        return sets.to(labels.device) & ~own[:, :, None]
     if count >= classes - 1:
         shift = torch.arange(1, classes).expand(len(labels), -1)
     else:  # each image draws for itself, whatever the batch
@@ -159,20 +175,27 @@ def _targets(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #d4bbae5b
 def _aimed(worst: WorstCase, classes: int, seed: int) -> dict[float, Tensor]:
-    """Distances (B, T) to adversarial images of each target, inf where none was found and 0 where wrong already."""
+    """Distances (B, T) to adversarial images of each target, inf where none was found and 0 where wrong already.
+
+    NaN where the label is in the set that was to be reached.
+    """
     threat, right, found = worst.threat, worst.right, {}
     if not threat.targets:
         return {}
     targets = _targets(worst.labels, classes, threat.targets, seed)
     for norm in threat.radii:
-        found[norm] = torch.zeros(targets.shape, dtype=torch.float64)
-        for j, target in enumerate(targets[right].T):
+        found[norm] = torch.zeros(targets.shape[:2], dtype=torch.float64)
+        for j, target in enumerate(targets.unbind(1)):
+            here = right if target.ndim == 1 else right[target.any(1).cpu()[right]]
+            found[norm][right, j] = math.nan
+            if not len(here):
+                continue
             result = minimum_norm(
-                worst.model, worst.images[right], worst.labels[right], norm=norm, steps=threat.targeted_steps,
-                target=target, **worst.options,
+                worst.model, worst.images[here], worst.labels[here], norm=norm, steps=threat.targeted_steps,
+                target=target[here], **worst.options,
             )  # fmt: skip
-            found[norm][right, j] = result.distance.cpu().double().nan_to_num(math.inf)
-            worst.take("targeted", result, right, case="targeted")
+            found[norm][here, j] = result.distance.cpu().double().nan_to_num(math.inf)
+            worst.take("targeted", result, here, case="targeted")
     return found
 
 # %% ../../nbs/07_robustness/07_evaluate.ipynb #1e54b614
@@ -234,7 +257,7 @@ def _probe(
     radii = [eps for eps in threat.radii[norm] if eps > 0] or [0.1]
     eps = 1.25 * middle if math.isfinite(middle) else radii[len(radii) // 2]
     pairs = {
-        k: (found[k].distance.cpu().double().nan_to_num(math.inf)[worst.right], d[worst.right].amin(1))
+        k: (found[k].distance.cpu().double().nan_to_num(math.inf)[worst.right], target_cases(d[worst.right])["best"])
         for k, d in aimed.items()
     }
     effort = Effort(

@@ -28,10 +28,15 @@ __all__ = ['target_cases', 'Frames', 'RobustnessResult']
 
 # %% ../../nbs/07_robustness/06_result.ipynb #dc57df53
 def target_cases(aimed: Tensor) -> dict[str, Tensor]:
-    """Best, average (of those reached) and worst of distances (n, T): each (n,), inf if none, or not all, reached."""
-    reached = aimed.isfinite()
+    """Best, average (of those reached) and worst of distances (n, T): each (n,), inf if none, or not all, reached.
+
+    NaN is a target that was not asked for; an image of which none was is NaN.
+    """
+    reached, asked = aimed.isfinite(), ~aimed.isnan()
     mean = torch.where(reached, aimed, 0).sum(1) / reached.sum(1)
-    return {"best": aimed.amin(1), "average": mean.nan_to_num(math.inf), "worst": aimed.amax(1)}
+    cases = {"best": torch.where(asked, aimed, math.inf).amin(1), "average": mean.nan_to_num(math.inf)}
+    cases |= {"worst": torch.where(asked, aimed, -math.inf).amax(1)}
+    return {name: torch.where(asked.any(1), values, math.nan) for name, values in cases.items()}
 
 # %% ../../nbs/07_robustness/06_result.ipynb #09722dac
 def _examples(result: Frames) -> pd.DataFrame:
@@ -78,11 +83,15 @@ def _distances(result: Frames) -> pd.DataFrame:
         if key in result.aimed:
             series |= target_cases(result.aimed[key][right])
         for case, d in series.items():
+            d = d[~d.isnan()]
+            if not len(d):
+                continue
             kept = d[d.isfinite()]
             mean, low, high = mean_interval(kept)
             success = len(kept) / len(d)
             if case == "average":
-                success = float(result.aimed[key][right].isfinite().double().mean())
+                aims = result.aimed[key][right]
+                success = float(aims[~aims.isnan()].isfinite().double().mean())
             spent = result.spent.get((key, "untargeted" if case == "untargeted" else "targeted"), Evaluations())
             rows.append({
                 "norm": key, "case": case, "n": len(d), "success": success, "mean": mean, "low": low,
@@ -118,7 +127,7 @@ class Frames:
     name, classes, threat : the model, names of its classes or None, and what was tried
     images, labels : (B, C, H, W) in [0, 1] and (B,) int64; logits, slopes : (B, K) clean, and (B,) the L2 length of the
         margin's gradient
-    nearest, aimed : by norm ("linf", "l2", "l1"), the nearest adversarial images, and (B, T) distances towards targets
+    nearest, aimed : by norm ("linf", "l2", "l1"), the nearest adversarial images, and (B, T) distances towards targets (NaN: not asked)
     attacks : attack, norm, eps, settings, n (images tried on), success, low, high, forward, backward (per image)
     spent : evaluations by norm and case; costs : forward and backward evaluations and CPU seconds of each stage
     corruptions : accuracy, low, high, n, by transformation; destruction : see `attack.destruction_rates`

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,18 @@ def _radii(values: Sequence[float], name: str) -> tuple[float, ...]:
     if list(radii) != sorted(set(radii)):
         raise ValueError(f"`{name}` must hold ascending radii, got {radii}.")
     return radii
+
+# %% ../../nbs/07_robustness/04_threat.ipynb #7893580d
+def _aims(targets: Any) -> int | tuple[tuple[int, ...], ...]:
+    """`targets` as a number of classes, or as sets of classes, each in ascending order."""
+    if not isinstance(targets, Set | Sequence) or isinstance(targets, str):
+        return int(check_integer(targets, "targets", least=0))
+    several = [targets] if isinstance(targets, Set) else targets
+    each = [one if isinstance(one, Set | Sequence) and not isinstance(one, str) else [one] for one in several]
+    sets = tuple(tuple(sorted({check_integer(k, "targets", least=0) for k in one})) for one in each)
+    if not sets or not all(sets):
+        raise ValueError(f"`targets` must be a number, or sets with a class in each, got {targets!r}.")
+    return sets
 
 # %% ../../nbs/07_robustness/04_threat.ipynb #c552a2a3
 class _Sizes:
@@ -51,7 +63,8 @@ class _Sizes:
     @property
     def settings(self) -> dict[str, Any]:
         """All attributes as plain numbers and lists."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+        return plain | ({} if isinstance(plain["targets"], int) else {"targets": [list(s) for s in plain["targets"]]})
 
     def to_frame(self) -> pd.DataFrame:
         """One row per attribute."""
@@ -69,7 +82,8 @@ class Threat(_Sizes):
     steps : gradients of the minimum-norm search, in each norm
     pgd_steps, apgd_steps, restarts : of the attacks in a ball
     queries : evaluations of the black-box attack
-    targets : classes aimed at, for the best, average and worst case; 0 leaves that out
+    targets : how many classes are aimed at, for the best, average and worst case, 0 leaves that out; or which, as sets of
+        which any class will do ({3, 5}, or several: [{3, 5}, {8}]), for the images whose label they do not hold
     targeted_steps : gradients of each of those searches
     noise_budget : evaluations of the noise posterior, at least 20; 0 leaves it out
     sigma, samples : noise of the smoothed classifier, in image units, and draws of its certificate; 0 leaves it out
@@ -86,7 +100,7 @@ class Threat(_Sizes):
     apgd_steps: int = 30
     restarts: int = 1
     queries: int = 300
-    targets: int = 9
+    targets: int | Sequence[int | Iterable[int]] | Set[int] = 9
     targeted_steps: int = 90
     noise_budget: int = 64
     sigma: float = 0.25
@@ -101,8 +115,9 @@ class Threat(_Sizes):
         object.__setattr__(self, "attacks", tuple(check_choice(name, "attacks", ATTACKS) for name in self.attacks))
         if not self.linf and not self.l2:
             raise ValueError("`linf` and `l2` must not both be empty.")
+        object.__setattr__(self, "targets", _aims(self.targets))
         least = dict.fromkeys(("pgd_steps", "apgd_steps", "restarts", "queries", "check_images"), 1)
-        least |= {"steps": 10, "targets": 0, "targeted_steps": 10, "noise_budget": 0, "samples": 0}
+        least |= {"steps": 10, "targeted_steps": 10, "noise_budget": 0, "samples": 0}
         for name, smallest in least.items():
             check_integer(getattr(self, name), name, least=smallest)
         if 0 < self.noise_budget < 20:
