@@ -413,7 +413,8 @@ def check_sets(values: Any, n: int, classes: int, name: str = "labels") -> Tenso
     ValueError : wrong shape, a class out of range, or an empty set
     """
     if isinstance(values, Tensor | np.ndarray):
-        return check_target(values, n, classes, name) if _integers(values, name, "classes").dtype == torch.bool else None
+        marked = _integers(values, name, "classes").dtype == torch.bool
+        return check_target(values, n, classes, name) if marked else None
     each = [values] * n if isinstance(values, set | frozenset) else values
     if isinstance(each, str) or not isinstance(each, Sequence):
         return None

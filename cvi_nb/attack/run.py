@@ -98,6 +98,17 @@ def _outside(target: Tensor | None, right: Tensor, by_rule: bool = False) -> Ten
         raise ValueError("`target` must lie outside the labels' sets, got a class of them.")
     return ~right if target is None else target
 
+# %% ../../nbs/04_attack/03_run.ipynb #8f590c74
+def _understood(labels: Any, logits: Tensor, everyone: Tensor) -> tuple[Any, Tensor | None]:
+    """A label for each of `everyone` (B,), of None the model's own; and the sets (B, K) bool whose likeliest they are."""
+    if not len(everyone):
+        return everyone if labels is None or isinstance(labels, set | frozenset) else labels, None
+    right = check_sets(labels, *logits.shape)
+    if right is None:
+        return logits.argmax(1) if labels is None else labels, None
+    right = right.to(logits.device)
+    return logits.masked_fill(~right, -math.inf).argmax(1), right
+
 # %% ../../nbs/04_attack/03_run.ipynb #4e7b12c9
 def cluster_support(partition: Tensor, clusters: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Support (B, H, W) bool: the pixels of `partition` (B, H, W) int64 in `clusters` (B lists, or (B, k) int64)."""
@@ -137,18 +148,16 @@ class Goal:
 
     def goal(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Margin of the adversarial goal in logits, positive once reached: (n,)."""
-        if not len(rows):  # an empty batch has no classes to count
-            return logits.new_zeros(0)
         return self.standing(logits, rows)[0]
 
     def slack(self, logits: Tensor, rows: Tensor) -> Tensor:
         """What rounding in another batch could undo of the margin, in logits: (n,)."""
-        if not len(rows):
-            return logits.new_zeros(0)
         return self.standing(logits.detach(), rows)[1]
 
     def standing(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """`goal` and `slack` at once, each (n,)."""
+        if not len(rows):  # an empty batch has no classes to count
+            return logits.new_zeros(0), logits.new_zeros(0)
         own = self.aim(logits, rows)
         aimed, other = (logits.masked_fill(side, -math.inf).amax(1) for side in (~own, own))
         size = torch.stack([aimed, other], 1).detach().abs()
@@ -157,8 +166,6 @@ class Goal:
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The margin beyond the slack, which searches raise: (n,)."""
-        if not len(rows):
-            return logits.new_zeros(0)
         ahead, slack = self.standing(logits, rows)
         return ahead - slack
 
@@ -177,7 +184,7 @@ class Options(TypedDict, total=False):
     """What every attack takes besides `model`, `images` (B, C, H, W) in [0, 1], `labels` (B,), and its own parameters.
 
     `labels` may be None for the model's own classes, so that what is attacked is the decision; or sets of classes of
-    which each is right ([{3, 5}, {8}, …], or a mask (B, K) bool), which then must be left: any class outside is a target.
+    which each is right ([{3, 5}, {8}, …], or a mask (B, K) bool), which then must be left: a target is what is outside.
 
     target : None (any other class), a class, classes (B,), a set of classes of which any will do ({3, 5}), one for each
         image ([{3, 5}, {8}, …] or (B, K) bool), "least_likely", "next" or "random"
@@ -374,13 +381,9 @@ class Search(Goal, Oracle):
         self.everyone = torch.arange(len(images), device=images.device)
         self.clean = self.logits(self.images, self.everyone)
         classes = check_logits(self.clean, len(images)).shape[1] if len(images) else None
-        right, likely, other = check_sets(labels, len(images), classes) if classes else None, self.clean, self.clean
-        if right is not None:
-            right = right.to(images.device)
-            likely, other = likely.masked_fill(~right, -math.inf), other.masked_fill(right, -math.inf)
-        if labels is None or right is not None or (not classes and isinstance(labels, set | frozenset)):
-            labels = likely.argmax(1) if classes else self.everyone
+        labels, right = _understood(labels, self.clean, self.everyone)
         self.labels = check_labels(labels, len(images), classes).to(images.device).clone()
+        other = self.clean if right is None else self.clean.masked_fill(right, -math.inf)
         self.target = choose_target(target, self.labels, other, self.generator) if len(images) else None
         if right is not None:
             self.target = _outside(self.target, right, isinstance(target, str))

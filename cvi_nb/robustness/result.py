@@ -127,7 +127,8 @@ class Frames:
     name, classes, threat : the model, names of its classes or None, and what was tried
     images, labels : (B, C, H, W) in [0, 1] and (B,) int64; logits, slopes : (B, K) clean, and (B,) the L2 length of the
         margin's gradient
-    nearest, aimed : by norm ("linf", "l2", "l1"), the nearest adversarial images, and (B, T) distances towards targets (NaN: not asked)
+    nearest, aimed : by norm ("linf", "l2", "l1"), the nearest adversarial images, and (B, T) distances towards targets,
+        NaN where not asked
     attacks : attack, norm, eps, settings, n (images tried on), success, low, high, forward, backward (per image)
     spent : evaluations by norm and case; costs : forward and backward evaluations and CPU seconds of each stage
     corruptions : accuracy, low, high, n, by transformation; destruction : see `attack.destruction_rates`

@@ -82,8 +82,8 @@ class Threat(_Sizes):
     steps : gradients of the minimum-norm search, in each norm
     pgd_steps, apgd_steps, restarts : of the attacks in a ball
     queries : evaluations of the black-box attack
-    targets : how many classes are aimed at, for the best, average and worst case, 0 leaves that out; or which, as sets of
-        which any class will do ({3, 5}, or several: [{3, 5}, {8}]), for the images whose label they do not hold
+    targets : how many classes are aimed at, for the best, average and worst case, 0 leaves that out; or which, as sets
+        of which any class will do ({3, 5}, or several: [{3, 5}, {8}]), for the images whose label they do not hold
     targeted_steps : gradients of each of those searches
     noise_budget : evaluations of the noise posterior, at least 20; 0 leaves it out
     sigma, samples : noise of the smoothed classifier, in image units, and draws of its certificate; 0 leaves it out
