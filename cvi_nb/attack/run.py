@@ -100,7 +100,7 @@ def _outside(target: Tensor | None, right: Tensor, by_rule: bool = False) -> Ten
 
 # %% ../../nbs/04_attack/03_run.ipynb #8f590c74
 def _understood(labels: Any, logits: Tensor, everyone: Tensor) -> tuple[Any, Tensor | None]:
-    """A label for each of `everyone` (B,), of None the model's own; and the sets (B, K) bool whose likeliest they are."""
+    """A label for each of `everyone` (B,), of None the model's own; and the sets (B, K) whose likeliest they are."""
     if not len(everyone):
         return everyone if labels is None or isinstance(labels, set | frozenset) else labels, None
     right = check_sets(labels, *logits.shape)

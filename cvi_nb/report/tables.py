@@ -110,7 +110,7 @@ def aimed_at(result: RobustnessResult) -> list[str]:
         return []
     called = result.classes or ()
     name = lambda k: called[k].split(",")[0] if k < len(called) else str(k)  # noqa: E731
-    return [" or ".join(map(name, aim)) for aim in result.threat.targets]
+    return [" or ".join(map(name, aim)) for aim in result.threat.settings["targets"]]
 
 # %% ../../nbs/09_report/07_tables.ipynb #6d3b103c
 def distance_table(result: RobustnessResult) -> Table:
