@@ -273,7 +273,7 @@ def targeted_cases(
     images = check_images(images, allow_empty=True)
     own = Search(model, images, labels, norm=2)
     classes = check_integer(
-        own.clean.shape[1] if classes is None and len(images) else classes or 10, "classes", least=2
+        (own.clean.shape[1] if len(images) else 10) if classes is None else classes, "classes", least=2
     )
     check_callable(attack, "attack", "an attack")
     takes = "model, images, labels and a target"
