@@ -28,8 +28,8 @@ from .validation import check_images, check_integer, check_logits, check_options
 
 # %% auto #0
 __all__ = ['PEERS', 'peer', 'saliency', 'smooth_grad', 'integrated_gradients', 'grad_cam', 'grad_cam_plus_plus', 'occlusion',
-           'kernel_shap', 'lime', 'shap_partition', 'rise', 'information_bottleneck', 'feature_moments', 'Explained',
-           'explain_all']
+           'kernel_shap', 'lime', 'shap_partition', 'rise', 'hsic', 'sobol', 'xrai', 'information_bottleneck',
+           'feature_moments', 'Explained', 'explain_all']
 
 # %% ../nbs/12_peers.ipynb #29d7f112
 PEERS: dict[str, Callable[..., Tensor]] = {}
@@ -273,13 +273,20 @@ def lime(
 # %% ../nbs/12_peers.ipynb #801e06d7
 @peer("SHAP Partition")
 def shap_partition(
-    model: Classifier, images: Tensor, target: Tensor, samples: int = 500, batch_size: int = 16
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    samples: int = 500,
+    batch_size: int = 16,
+    baseline: float | None = None,
 ) -> Tensor:
     """Owen values of the class probability on a tree of rectangles, summed over channels: (B, H, W).
 
-    `samples` is SHAP's `max_evals`. It splits `batch_size` rectangles at a time, so the map depends on it a little.
+    Hidden pixels show the grey value `baseline` in [0, 1], or a blur. `samples` is SHAP's `max_evals`. It splits
+    `batch_size` rectangles at a time, so the map depends on it a little.
     """
     package, reader, maps = _imported("shap"), _reader(model, target, gradients=False), []
+    grey = check_real(baseline, "baseline", least=0, most=1, optional=True)
     for x, y in zip(images, target, strict=True):
         pixels = x.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
 
@@ -287,7 +294,8 @@ def shap_partition(
             painted = torch.from_numpy(np.ascontiguousarray(shown)).to(x).permute(0, 3, 1, 2)
             return reader(painted)[:, y].double().cpu().numpy()
 
-        explainer = package.PartitionExplainer(forward, package.maskers.Image("blur(128,128)", pixels.shape))
+        hidden = "blur(128,128)" if grey is None else np.full(pixels.shape, grey, np.float32)
+        explainer = package.PartitionExplainer(forward, package.maskers.Image(hidden, pixels.shape))
         with _drawing(0):  # the explainer draws nothing, but seeds NumPy's generator
             found = explainer(pixels[None], max_evals=samples, batch_size=batch_size, silent=True)
         maps.append(torch.from_numpy(np.asarray(found.values[0])).sum(-1).float().to(x.device))
@@ -304,9 +312,14 @@ def rise(
     keep: float = 0.5,
     batch_size: int = 16,
     seed: int = 0,
+    baseline: float = 0.5,
 ) -> Tensor:
-    """RISE: the mean of random masks weighted by the class probability that they leave (Petsiuk et al. 2018, eq. 6)."""
+    """RISE: the mean of random masks weighted by the class probability that they leave (Petsiuk et al. 2018, eq. 6).
+
+    Hidden pixels show the grey value `baseline` in [0, 1].
+    """
     check_real(keep, "keep", above=0, most=1)
+    check_real(baseline, "baseline", least=0, most=1)
     height, width = images.shape[-2:]
     step_y, step_x = -(-height // cells), -(-width // cells)  # shifts are within a cell
     forward, maps = _reader(model, target, gradients=False), []
@@ -319,9 +332,153 @@ def rise(
             tops = torch.randint(step_y, (count,), generator=generator).tolist()
             lefts = torch.randint(step_x, (count,), generator=generator).tolist()
             mask = shifted_masks(nodes, tops, lefts, (height, width)).to(x)
-            score = forward(mask[:, None] * x + (1 - mask[:, None]) * 0.5)[:, y]
+            score = forward(mask[:, None] * x + (1 - mask[:, None]) * baseline)[:, y]
             total += (score[:, None, None] * mask).sum(0)
         maps.append(total / (masks * keep))
+    return torch.stack(maps)
+
+# %% ../nbs/12_peers.ipynb #1c4cba32
+def _answers(
+    forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, masks: Tensor, baseline: float, batch_size: int
+) -> Tensor:
+    """Probabilities (N,) of class `y` where square grids of `masks` (N, cells²) in [0, 1] let `x` (C, H, W) show."""
+    side, found = math.isqrt(masks.shape[1]), []
+    for some in masks.split(batch_size):
+        shown = F.interpolate(some.view(-1, 1, side, side).to(x), x.shape[-2:], mode="nearest")
+        found.append(forward(shown * x + (1 - shown) * baseline)[:, y])
+    return torch.cat(found)
+
+# %% ../nbs/12_peers.ipynb #cde0aee8
+def _upsampled(scores: Tensor, x: Tensor) -> Tensor:
+    """Scores (cells²,) of a square grid as a map (H, W) of `x` (C, H, W), bicubic."""
+    side = math.isqrt(len(scores))
+    grid = scores.float().view(1, 1, side, side)
+    return F.interpolate(grid, x.shape[-2:], mode="bicubic", align_corners=False)[0, 0]
+
+# %% ../nbs/12_peers.ipynb #0f63273a
+def _hsic_estimate(gates: Tensor, answers: Tensor) -> Tensor:
+    """HSIC of each column of binary `gates` (p, d) with `answers` (p,): tr(KHLH)/(p − 1)², (d,)."""
+    width = answers.median().clamp_min(1e-6)
+    similar = torch.exp(-(answers[:, None] - answers).square() / (2 * width**2))  # (p, p)
+    centred = gates - gates.mean(0)
+    return 2 * (centred * (similar @ centred)).sum(0) / (len(gates) - 1) ** 2
+
+# %% ../nbs/12_peers.ipynb #e846a83e
+@peer("HSIC")
+def hsic(
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    samples: int = 1500,
+    cells: int = 7,
+    baseline: float = 0.5,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """Dependence of the class probability on each of `cells`² gates (Novello et al. 2022, eq. 3): (B, H, W).
+
+    Each cell is shown in half of `samples` ≥ 2 masks (a Latin hypercube, rounded), and is of the grey value `baseline`
+    in [0, 1] in the rest. Unsigned, without unit; raises `ValueError` for a grid finer than the image.
+    """
+    forward, maps = _reader(model, target, gradients=False), []
+    check_integer(samples, "samples", least=2)
+    check_integer(cells, "cells", least=1, most=min(images.shape[-2:]))
+    check_real(baseline, "baseline", least=0, most=1)
+    for x, y in zip(images, target, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        places = torch.rand(samples, cells**2, generator=generator).argsort(0)  # a stratum for each sample and gate
+        gates = (places + torch.rand(samples, cells**2, generator=generator) >= samples / 2).double()
+        answers = _answers(forward, x, y, gates.float(), baseline, batch_size)
+        maps.append(_upsampled(_hsic_estimate(gates, answers.double().cpu()), x).to(x.device))
+    return torch.stack(maps)
+
+# %% ../nbs/12_peers.ipynb #0d3c65f3
+def _total_indices(answer: Callable[[Tensor], Tensor], size: int, designs: int, seed: int) -> Tensor:
+    """Jansen's total Sobol indices (d = `size`,) of `answer`, (n, d) in [0, 1] -> (n,); 0 if it does not vary."""
+    both = torch.quasirandom.SobolEngine(2 * size, scramble=True, seed=seed).draw(designs)
+    one, other = both.split(size, 1)
+    exchanged = torch.where(torch.eye(size).bool()[:, None], other, one)  # (d, N, d)
+    usual, changed = answer(one), answer(exchanged.reshape(-1, size)).view(size, designs)
+    return (usual - changed).square().mean(1) / (2 * usual.var(correction=1)).clamp_min(1e-12)
+
+# %% ../nbs/12_peers.ipynb #69b1fbad
+@peer("Sobol")
+def sobol(
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    designs: int = 32,
+    cells: int = 8,
+    baseline: float = 0.5,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """Total Sobol index of each of `cells`² gates in [0, 1] for the class probability (Fel et al. 2021): (B, H, W).
+
+    A gate mixes its cell with the grey value `baseline` in [0, 1]. Takes `designs` · (`cells`² + 1) evaluations;
+    `designs` ≥ 2 is best a power of 2. Unsigned shares of variance, which add up to more than 1 where cells interact.
+    Raises `ValueError` for a grid finer than the image.
+    """
+    forward, maps = _reader(model, target, gradients=False), []
+    check_integer(designs, "designs", least=2)
+    check_integer(cells, "cells", least=1, most=min(images.shape[-2:]))
+    check_real(baseline, "baseline", least=0, most=1)
+    for x, y in zip(images, target, strict=True):
+
+        def answer(masks: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return _answers(forward, x, y, masks, baseline, batch_size).double().cpu()
+
+        maps.append(_upsampled(_total_indices(answer, cells**2, designs, seed), x).to(x.device))
+    return torch.stack(maps)
+
+# %% ../nbs/12_peers.ipynb #e3ec0e49
+def _felzenszwalb_masks(x: Tensor) -> Tensor:
+    """Overlapping regions (S, H, W) of `x` (C, H, W): Felzenszwalb's segments at six scales, each dilated by a disk.
+
+    At 224 × 224 pixels segments have at least 150 of them and the disk a radius of 5; elsewhere both follow the area.
+    """
+    package, share = _imported("skimage"), x.shape[-1] * x.shape[-2] / 224**2
+    pixels = x.permute(1, 2, 0).cpu().double().numpy()
+    pixels = 2 * (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-9) - 1
+    size, masks = max(round(150 * share), 1), []
+    for scale in (50, 100, 150, 250, 500, 1200):
+        labels = package.segmentation.felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=size)
+        masks += [
+            package.morphology.isotropic_dilation(labels == k, round(5 * share**0.5)) for k in range(labels.max() + 1)
+        ]
+    return torch.from_numpy(np.stack(masks))
+
+# %% ../nbs/12_peers.ipynb #9e8194e6
+def _greedy_densities(masks: Tensor, values: Tensor, least: int) -> Tensor:
+    """XRAI's order of regions `masks` (S, P) by mean new value of `values` (P,); each pixel has that mean: (P,).
+
+    A region that would bring fewer than `least` new pixels is dropped; what no region brings has the mean of the rest.
+    """
+    free, density = torch.ones_like(values, dtype=torch.bool), torch.zeros_like(values)
+    counts, sums = masks.sum(1), masks.to(values) @ values
+    while bool((counts >= least).any()):
+        best = torch.where(counts >= least, sums / counts.clamp_min(1), -torch.inf).argmax()
+        new = free & masks[best]
+        density[new] = sums[best] / counts[best]
+        free &= ~new
+        counts, sums = counts - masks[:, new].sum(1), sums - masks[:, new].to(values) @ values[new]
+    density[free] = values[free].mean() if bool(free.any()) else 0
+    return density
+
+# %% ../nbs/12_peers.ipynb #18b45460
+@peer("XRAI")
+def xrai(model: Classifier, images: Tensor, target: Tensor, steps: int = 100, batch_size: int = 16) -> Tensor:
+    """Density of integrated gradients of regions (Kapishnikov et al. 2019, algorithm 1): logit per pixel, (B, H, W).
+
+    Integrated gradients take `steps` gradients from a black image and as many from a white one, and are summed over
+    channels.
+    """
+    method, maps = _imported("captum.attr").IntegratedGradients(_reader(model, target)), []
+    for x, y in zip(images, target, strict=True):
+        options = {"target": int(y), "n_steps": steps, "internal_batch_size": batch_size}
+        values = sum(method.attribute(x[None], baselines=level, **options) for level in (0.0, 1.0))[0].sum(0) / 2
+        masks, least = _felzenszwalb_masks(x).to(x.device), max(round(50 * values.numel() / 224**2), 1)
+        maps.append(_greedy_densities(masks.flatten(1), values.double().flatten(), least).view_as(values).float())
     return torch.stack(maps)
 
 # %% ../nbs/12_peers.ipynb #5945709f

@@ -149,6 +149,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "plot.bars_with_intervals": {"values": {"a": (0.2, 0.1, 0.3)}, "xlabel": "x"},
     "peers.smooth_grad": {"samples": 2},
     "peers.rise": {"masks": 8, "cells": 3},
+    "peers.hsic": {"samples": 8, "cells": 3},
+    "peers.sobol": {"designs": 2, "cells": 2},
+    "peers.xrai": {"steps": 2},
     "peers.occlusion": {"window": 4, "stride": 4},
 }
 

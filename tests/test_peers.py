@@ -16,6 +16,7 @@ from cvi_nb.peers import (
     feature_moments,
     grad_cam,
     grad_cam_plus_plus,
+    hsic,
     information_bottleneck,
     integrated_gradients,
     kernel_shap,
@@ -26,6 +27,8 @@ from cvi_nb.peers import (
     saliency,
     shap_partition,
     smooth_grad,
+    sobol,
+    xrai,
 )
 
 SMALL = {
@@ -37,6 +40,9 @@ SMALL = {
     "Occlusion": {"window": 8, "stride": 4},
     "KernelSHAP": {"samples": 40, "segments": 6},
     "RISE": {"masks": 40, "cells": 4},
+    "HSIC": {"samples": 40, "cells": 3},
+    "Sobol": {"designs": 4, "cells": 3},
+    "XRAI": {"steps": 6, "batch_size": 4},
 }
 METHODS = {name: functools.partial(method, **SMALL.get(name, {})) for name, method in PEERS.items()}
 
@@ -72,11 +78,11 @@ def test_shape_determinism_batching_and_the_global_generators(name):
     assert not maps.requires_grad
 
 
-@pytest.mark.parametrize("name", ["RISE", "KernelSHAP", "LIME", "SmoothGrad", "IBA"])
+@pytest.mark.parametrize("name", ["RISE", "KernelSHAP", "LIME", "SmoothGrad", "IBA", "HSIC", "Sobol"])
 def test_seeds_and_batch_size(name):
     model, (x, y) = Classifier(network()), batch(1)
     assert not torch.equal(METHODS[name](model, x, y, seed=0), METHODS[name](model, x, y, seed=1))
-    if name in ("KernelSHAP", "LIME"):
+    if name in ("KernelSHAP", "LIME", "HSIC", "Sobol"):
         assert torch.allclose(METHODS[name](model, x, y, batch_size=3), METHODS[name](model, x, y), atol=1e-5)
 
 
@@ -285,13 +291,109 @@ def test_kernel_shap_gives_the_segments_of_an_additive_model_their_own_share():
         assert maps[labels == k].std() < 1e-6
 
 
+def gates_model(values, seen):
+    """The probability of class 0 of a 2×2 image is `values` of its pixels, which are kept in `seen`."""
+
+    def model(images):
+        seen.append(images.flatten(1))
+        p = values(images.flatten(1).double())
+        return torch.stack([p, 1 - p], 1).log().float()
+
+    return Classifier(model)
+
+
+@pytest.mark.parametrize("count", [60, 61])
+def test_hsic_is_the_double_sum_over_its_own_masks(count):
+    """The V-statistic of Gretton et al. (2005), eq. 4 and 9, term by term, over the images that the model was shown."""
+    seen = []
+    model = gates_model(lambda u: 0.1 + 0.5 * u[:, 0] + 0.2 * u[:, 1] * u[:, 2], seen)
+    found = hsic(model, torch.ones(1, 1, 2, 2), torch.tensor([0]), samples=count, cells=2, baseline=0.0, seed=3)[0]
+    gates = torch.cat(seen).double().numpy()
+    assert gates.shape == (count, 4) and set(gates.flatten()) == {0, 1}
+    assert (abs(gates.sum(0) - count / 2) <= 0.5).all()  # a Latin hypercube
+    p = 0.1 + 0.5 * gates[:, 0] + 0.2 * gates[:, 1] * gates[:, 2]
+    width = np.sort(p)[(count - 1) // 2]
+    for i in range(4):
+        k = [[float(a == b) for b in gates[:, i]] for a in gates[:, i]]
+        like = [[np.exp(-((a - b) ** 2) / (2 * width**2)) for b in p] for a in p]
+        both = sum(k[a][b] * like[a][b] for a in range(count) for b in range(count)) / count**2
+        rows = sum(sum(k[a]) * sum(like[a]) for a in range(count)) / count**3
+        value = both + np.mean(k) * np.mean(like) - 2 * rows
+        assert found.flatten()[i].item() == pytest.approx(value * count**2 / (count - 1) ** 2, rel=1e-3, abs=1e-6), i
+    assert found[0, 0] > 3 * found[0, 1] and found[1, 1] < 0.1 * found[0, 0]
+
+
+def test_sobol_on_a_function_whose_total_indices_are_known():
+    """(u₁ + u₂u₃)/2: V = (1/12 + 7/144)/4, so the totals are 12/19, 4/19, 4/19, 0; more than 1 in all."""
+    seen = []
+    model = gates_model(lambda u: (u[:, 0] + u[:, 1] * u[:, 2]) / 2 * 0.98 + 0.01, seen)
+    x, y = torch.ones(1, 1, 2, 2), torch.tensor([0])
+    found = sobol(model, x, y, designs=1024, cells=2, baseline=0.0, batch_size=1024)[0].flatten()
+    assert sum(map(len, seen)) == 1024 * 5
+    assert torch.allclose(found, torch.tensor([12.0, 4, 4, 0]) / 19, atol=0.01)
+    steady = Classifier(lambda images: torch.zeros(len(images), 2))
+    assert not sobol(steady, x, y, designs=4, cells=2).any()
+    assert hsic(steady, x, y, samples=9, cells=2).abs().max() < 1e-9
+
+
+def test_xrai_is_the_greedy_order_of_dilated_segments():
+    """Integrated gradients of a linear model are exact: w(x − ½) from both ends; then loops over sets of pixels."""
+    from skimage.morphology import dilation, disk
+    from skimage.segmentation import felzenszwalb
+
+    x = nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(3)), (64, 64))
+    weights = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0)) + 2 * (x[0, :1] > 0.6)
+    model = Classifier(lambda images: torch.stack([(images * weights).sum((1, 2, 3)), images.sum((1, 2, 3))], 1))
+    values = (weights * (x[0] - 0.5)).sum(0).numpy()
+    pixels = x[0].permute(1, 2, 0).double().numpy()
+    pixels = 2 * (pixels - pixels.min()) / (pixels.max() - pixels.min()) - 1
+    regions = []
+    for scale in (50, 100, 150, 250, 500, 1200):  # 64 × 64 pixels are .082 of 224 × 224
+        labels = felzenszwalb(pixels, scale=scale, sigma=0.8, min_size=12)
+        regions += [dilation(labels == k, disk(1)) for k in range(labels.max() + 1)]
+    expected, free = np.zeros((64, 64)), np.ones((64, 64), bool)
+    while True:
+        new = [region & free for region in regions]
+        means = [values[one].mean() if one.sum() >= 4 else -np.inf for one in new]
+        best = int(np.argmax(means))
+        if means[best] == -np.inf:
+            break
+        expected[new[best]] = means[best]
+        free &= ~new[best]
+    assert len(np.unique(expected)) > 5
+    if free.any():
+        expected[free] = values[free].mean()
+    assert np.allclose(xrai(model, x, torch.tensor([0]), steps=3)[0], expected, atol=1e-4)
+
+
+def test_what_hides_may_be_black():
+    """On a white image a model of the brightness sees more of it, the less is hidden; black hides all of it."""
+
+    def model(images):
+        p = images.mean((1, 2, 3)).clamp(0.001, 0.999)
+        return torch.stack([p, 1 - p], 1).log()
+
+    x, y = torch.ones(1, 1, 16, 16), torch.tensor([0])
+    few = {rise: {"masks": 30}, hsic: {"samples": 30}, sobol: {"designs": 4}, shap_partition: {}}
+    for method, options in few.items():
+        seen = []
+        watched = Classifier(lambda images, seen=seen: (seen.append(images.min().item()), model(images))[1])
+        method(watched, x, y, baseline=0.0, **options)
+        assert min(seen) < 0.05, method
+        with pytest.raises(ValueError, match="`baseline` must be a finite number in"):
+            method(watched, x, y, baseline=1.5, **options)
+    wanted = torch.full((16, 16), 0.999 / 256)  # additive: every pixel has its own share
+    assert torch.allclose(shap_partition(Classifier(model), x, y, samples=2000, baseline=0.0)[0], wanted, atol=1e-4)
+
+
 def test_evaluations_are_counted_per_image():
     model, (x, y) = Classifier(network()), batch(2, 32, 32)
     found = explain_all(model, x, y, METHODS.items())
     assert list(found) == list(PEERS)
     windows = ((32 - 8) // 4 + 1) ** 2
     expected = {"Saliency": (1, 1), "Integrated gradients": (8, 8), "Grad-CAM": (1, 1), "Occlusion": (windows + 1, 0),
-                "RISE": (40, 0), "SmoothGrad": (10, 10), "Grad-CAM++": (1, 1), "LIME": (40, 0), "IBA": (13, 12)}
+                "RISE": (40, 0), "SmoothGrad": (10, 10), "Grad-CAM++": (1, 1), "LIME": (40, 0), "IBA": (13, 12),
+                "HSIC": (40, 0), "Sobol": (40, 0), "XRAI": (12, 12)}
     for name, (forward, backward) in expected.items():
         assert found[name].evaluations == Evaluations(forward, backward), name
     shap = found["KernelSHAP"].evaluations
@@ -320,10 +422,10 @@ def test_the_door(name):
 def test_one_output_has_no_probability_to_explain():
     x, _ = batch()
     one = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 1))
-    for name in ("Occlusion", "KernelSHAP", "LIME", "SHAP Partition", "RISE", "IBA"):
+    for name in ("Occlusion", "KernelSHAP", "LIME", "SHAP Partition", "RISE", "IBA", "HSIC", "Sobol"):
         with pytest.raises(ValueError, match=r"`model` must give logits of at least 2 classes, got 1.*torch\.cat"):
             METHODS[name](one, x, 0)
-    for name in ("Saliency", "SmoothGrad", "Integrated gradients", "Grad-CAM"):  # its logit can be explained
+    for name in ("Saliency", "SmoothGrad", "Integrated gradients", "Grad-CAM", "XRAI"):  # its logit can be explained
         assert METHODS[name](one, x, 0).isfinite().all()
 
 
