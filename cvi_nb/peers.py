@@ -337,7 +337,7 @@ def rise(
         maps.append(total / (masks * keep))
     return torch.stack(maps)
 
-# %% ../nbs/12_peers.ipynb #1c4cba32
+# %% ../nbs/12_peers.ipynb #1037cb2c
 def _answers(
     forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, masks: Tensor, baseline: float, batch_size: int
 ) -> Tensor:
@@ -348,14 +348,14 @@ def _answers(
         found.append(forward(shown * x + (1 - shown) * baseline)[:, y])
     return torch.cat(found)
 
-# %% ../nbs/12_peers.ipynb #cde0aee8
+# %% ../nbs/12_peers.ipynb #45399e8b
 def _upsampled(scores: Tensor, x: Tensor) -> Tensor:
     """Scores (cells²,) of a square grid as a map (H, W) of `x` (C, H, W), bicubic."""
     side = math.isqrt(len(scores))
     grid = scores.float().view(1, 1, side, side)
     return F.interpolate(grid, x.shape[-2:], mode="bicubic", align_corners=False)[0, 0]
 
-# %% ../nbs/12_peers.ipynb #0f63273a
+# %% ../nbs/12_peers.ipynb #0f2c94d0
 def _hsic_estimate(gates: Tensor, answers: Tensor) -> Tensor:
     """HSIC of each column of binary `gates` (p, d) with `answers` (p,): tr(KHLH)/(p − 1)², (d,)."""
     width = answers.median().clamp_min(1e-6)
@@ -363,7 +363,7 @@ def _hsic_estimate(gates: Tensor, answers: Tensor) -> Tensor:
     centred = gates - gates.mean(0)
     return 2 * (centred * (similar @ centred)).sum(0) / (len(gates) - 1) ** 2
 
-# %% ../nbs/12_peers.ipynb #e846a83e
+# %% ../nbs/12_peers.ipynb #506bcd04
 @peer("HSIC")
 def hsic(
     model: Classifier,
@@ -392,7 +392,7 @@ def hsic(
         maps.append(_upsampled(_hsic_estimate(gates, answers.double().cpu()), x).to(x.device))
     return torch.stack(maps)
 
-# %% ../nbs/12_peers.ipynb #0d3c65f3
+# %% ../nbs/12_peers.ipynb #208bee5a
 def _total_indices(answer: Callable[[Tensor], Tensor], size: int, designs: int, seed: int) -> Tensor:
     """Jansen's total Sobol indices (d = `size`,) of `answer`, (n, d) in [0, 1] -> (n,); 0 if it does not vary."""
     both = torch.quasirandom.SobolEngine(2 * size, scramble=True, seed=seed).draw(designs)
@@ -401,7 +401,7 @@ def _total_indices(answer: Callable[[Tensor], Tensor], size: int, designs: int, 
     usual, changed = answer(one), answer(exchanged.reshape(-1, size)).view(size, designs)
     return (usual - changed).square().mean(1) / (2 * usual.var(correction=1)).clamp_min(1e-12)
 
-# %% ../nbs/12_peers.ipynb #69b1fbad
+# %% ../nbs/12_peers.ipynb #33b10711
 @peer("Sobol")
 def sobol(
     model: Classifier,
@@ -431,7 +431,7 @@ def sobol(
         maps.append(_upsampled(_total_indices(answer, cells**2, designs, seed), x).to(x.device))
     return torch.stack(maps)
 
-# %% ../nbs/12_peers.ipynb #e3ec0e49
+# %% ../nbs/12_peers.ipynb #dde63945
 def _felzenszwalb_masks(x: Tensor) -> Tensor:
     """Overlapping regions (S, H, W) of `x` (C, H, W): Felzenszwalb's segments at six scales, each dilated by a disk.
 
@@ -448,7 +448,7 @@ def _felzenszwalb_masks(x: Tensor) -> Tensor:
         ]
     return torch.from_numpy(np.stack(masks))
 
-# %% ../nbs/12_peers.ipynb #9e8194e6
+# %% ../nbs/12_peers.ipynb #aca7d331
 def _greedy_densities(masks: Tensor, values: Tensor, least: int) -> Tensor:
     """XRAI's order of regions `masks` (S, P) by mean new value of `values` (P,); each pixel has that mean: (P,).
 
@@ -465,7 +465,7 @@ def _greedy_densities(masks: Tensor, values: Tensor, least: int) -> Tensor:
     density[free] = values[free].mean() if bool(free.any()) else 0
     return density
 
-# %% ../nbs/12_peers.ipynb #18b45460
+# %% ../nbs/12_peers.ipynb #029ea9ec
 @peer("XRAI")
 def xrai(model: Classifier, images: Tensor, target: Tensor, steps: int = 100, batch_size: int = 16) -> Tensor:
     """Density of integrated gradients of regions (Kapishnikov et al. 2019, algorithm 1): logit per pixel, (B, H, W).

@@ -41,8 +41,8 @@ def merged_regions(
     `count` regions are left, or as many as there are; None for the fewest of 3 to 12 that keep a `share` in (0, 1) of
     the squares between twelve. Regions below a share `least` of the area go first. Numbered by falling evidence.
     """
-    labels = check_partition(labels, 1, labels.shape, "labels")[0].unique(return_inverse=True)[1]
     evidence = check_tensor(evidence, "evidence", "(H, W)")
+    labels = check_partition(labels, 1, evidence.shape, "labels")[0].unique(return_inverse=True)[1]
     count, share = check_integer(count, "count", least=1, optional=True), check_real(share, "share", above=0, below=1)
     one = Regions(labels)
     area, total = one.areas.double().cpu().numpy(), one.sum(evidence[None].double())[0].cpu().numpy()
