@@ -375,10 +375,11 @@ def hsic(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Tensor:
-    """Dependence of the class probability on each of `cells`² gates (Novello et al. 2022, eq. 3): (B, H, W).
+    """Dependence of the class probability on each gate of a square grid (Novello et al. 2022, eq. 3): (B, H, W).
 
-    Each cell is shown in half of `samples` ≥ 2 masks (a Latin hypercube, rounded), and is of the grey value `baseline`
-    in [0, 1] in the rest. Unsigned, without unit; raises `ValueError` for a grid finer than the image.
+    There are `cells` × `cells` gates. Each is open in half of `samples` ≥ 2 masks (a Latin hypercube, rounded); where
+    it is shut its cell has the grey value `baseline` in [0, 1]. Unsigned, without unit; raises
+    `ValueError` for a grid finer than the image.
     """
     forward, maps = _reader(model, target, gradients=False), []
     check_integer(samples, "samples", least=2)
@@ -413,10 +414,11 @@ def sobol(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Tensor:
-    """Total Sobol index of each of `cells`² gates in [0, 1] for the class probability (Fel et al. 2021): (B, H, W).
+    """Total Sobol index of each gate in [0, 1] for the class probability (Fel et al. 2021): (B, H, W).
 
-    A gate mixes its cell with the grey value `baseline` in [0, 1]. Takes `designs` · (`cells`² + 1) evaluations;
-    `designs` ≥ 2 is best a power of 2. Unsigned shares of variance, which add up to more than 1 where cells interact.
+    One of `cells` × `cells` gates mixes its cell with the grey value `baseline` in [0, 1]. Takes `designs` evaluations
+    for each gate and `designs` more; `designs` ≥ 2 is best a power of 2. Unsigned shares of variance,
+    which add up to more than 1 where cells interact.
     Raises `ValueError` for a grid finer than the image.
     """
     forward, maps = _reader(model, target, gradients=False), []
