@@ -15,7 +15,7 @@ from torch import Tensor
 from .perturbation import Regions, blurred
 
 # %% auto #0
-__all__ = ['smoother', 'Shares', 'Field', 'solved', 'FieldPosterior', 'field_posterior']
+__all__ = ['smoother', 'Shares', 'pooled', 'Field', 'solved', 'FieldPosterior', 'field_posterior']
 
 # %% ../../nbs/03_inference/04_field.ipynb #68923f69
 def smoother(length: int, width: float) -> Tensor:
@@ -42,6 +42,11 @@ class Shares:
         """The same for images `factor` times as large."""
         widths = tuple(factor * w for w in self.widths)
         return Shares(self.clusters, factor * self.feather, widths, self.gaussians, self.noise)
+
+# %% ../../nbs/03_inference/04_field.ipynb #9c5932f0
+def pooled(maps: Tensor, grain: int) -> Tensor:
+    """Means of `maps` (M, H, W) over cells of `grain` × `grain` pixels, (M, h, w)."""
+    return F.avg_pool2d(maps[None], grain, ceil_mode=True)[0] if grain > 1 else maps
 
 # %% ../../nbs/03_inference/04_field.ipynb #d09db0be
 @dataclass(frozen=True, eq=False)
@@ -80,7 +85,7 @@ class Field:
 
     def pooled(self, maps: Tensor) -> Tensor:
         """Means of `maps` (M, H, W) over the cells of the grid."""
-        return F.avg_pool2d(maps[None], self.grain, ceil_mode=True)[0] if self.grain > 1 else maps
+        return pooled(maps, self.grain)
 
     def spread(self, maps: Tensor) -> Tensor:
         """`maps` (M, h, w) of the grid as maps (M, H, W), linear in between."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,7 +31,7 @@ from cvi_nb.inference.estimate import (
     weighted,
 )
 from .exact import all_masks, log_prior
-from .field import Field, FieldPosterior, Shares, field_posterior
+from .field import Field, FieldPosterior, Shares, field_posterior, pooled
 from .game import Game, resolve_target
 from .modes import drawn_interval, learned_surrogate, widening
 from .perturbation import BASELINES, Regions, accepts, blurred, make_baselines, partitions_of, refine
@@ -220,11 +219,6 @@ def _grain(maps: Tensor) -> int:
     return max(1, min(maps.shape[-2:]) // 112)
 
 
-def _gridded(maps: Tensor) -> Tensor:
-    """`maps` (N, H, W) averaged over these cells, (N, h, w)."""
-    grain = _grain(maps)
-    return F.avg_pool2d(maps[None], grain, ceil_mode=True)[0] if grain > 1 else maps
-
 # %% ../../nbs/03_inference/05_presence.ipynb #ce8860e1
 def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Setting) -> Heard:
     """What `draws` tell of every cluster of `regions`, batch by batch."""
@@ -235,14 +229,14 @@ def listen(game: Game, regions: Sequence[Regions], draws: Draws, setting: Settin
     found, sums, means = [], [], dict[int, RunningMean]()
     for part in draws.split(game.batch_size):
         value, slopes = game.slopes(part.masks, part.baseline)
-        score, slopes = (setting.trust or 0.0) * value / setting.temperature, slopes / setting.temperature
-        small = _gridded(slopes)
+        score, scaled = (setting.trust or 0.0) * value / setting.temperature, slopes / setting.temperature
+        small = pooled(scaled, _grain(scaled))
         for kind in part.kind.unique().tolist():
             of = part.kind == kind
-            means[kind] = means.get(kind, RunningMean()).add(score[of], slopes[of], small[of])
+            means[kind] = means.get(kind, RunningMean()).add(score[of], scaled[of], small[of])
         found.append(value)
         if setting.shares is None:
-            soft = blurred(slopes * setting.temperature, setting.feather)
+            soft = blurred(slopes, setting.feather)
             sums.append([r.sum(soft) for r in regions])
     return Heard(torch.cat(found), draws.kind, [torch.cat(each) for each in zip(*sums, strict=True)], means)
 
