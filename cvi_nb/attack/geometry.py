@@ -131,8 +131,8 @@ def confine(x: Tensor, images: Tensor, eps: float | Tensor, norm: Norm, support:
         free = (aim >= 0) & (aim <= 1)
         stopped = norms((aim.clamp(0, 1) - images) * ~free, 2).square()
         room = (eps**2 - stopped).clamp_min(0).sqrt() / norms(delta * free, 2).clamp_min(1e-30)
-        scale = torch.maximum(scale, room.clamp_max(1))
-        if bool((scale == 1).all()):  # as far as it can
+        before, scale = scale, torch.maximum(scale, room.clamp_max(1))
+        if bool(((scale == before) | (scale == 1)).all()):  # as far as it can
             break
     return (images + project((images + per_sample(scale, delta) * delta).clamp(0, 1) - images, eps, 2)).clamp(0, 1)
 

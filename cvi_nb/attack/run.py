@@ -158,11 +158,15 @@ class Goal:
         """`goal` and `slack` at once, each (n,)."""
         if not len(rows):  # an empty batch has no classes to count
             return logits.new_zeros(0), logits.new_zeros(0)
-        own = self.aim(logits, rows)
-        aimed, other = (logits.masked_fill(side, -math.inf).amax(1) for side in (~own, own))
-        size = torch.stack([aimed, other], 1).detach().abs()
+        chosen = (self.labels if self.target is None else self.target)[rows]
+        if chosen.ndim == 2:
+            aimed, other = (logits.masked_fill(side, -math.inf).amax(1) for side in (~chosen, chosen))
+        else:
+            aimed = logits.gather(1, chosen[:, None])[:, 0]
+            other = logits.scatter(1, chosen[:, None], -math.inf).amax(1)
+        sizes = (side.detach().abs().nan_to_num(0, 0, 0) for side in (aimed, other))
         ahead = other - aimed if self.target is None else aimed - other
-        return ahead, self.precision * size.masked_fill(~size.isfinite(), 0).amax(1)
+        return ahead, self.precision * torch.maximum(*sizes)
 
     def lead(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The margin beyond the slack, which searches raise: (n,)."""

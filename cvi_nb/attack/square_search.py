@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -36,31 +37,39 @@ class _Draws:
         if run.support is not None:  # squares land on pixels that may change
             self.pixels = run.support.any(1).flatten(1).to(run.images.dtype)
 
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand((self.shape[0], *shape), generator=self.run.generator).to(self.run.images)
+    def uniform(self, steps: int, rows: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """For each of `steps`, and in it for each of `shapes`, uniform numbers: (steps, n, *shape) for `rows` (n,)."""
+        sizes = [self.shape[0] * math.prod(shape) for shape in shapes]
+        drawn = torch.rand((steps, sum(sizes)), generator=self.run.generator).to(self.run.images)
+        return [
+            part.reshape(steps, self.shape[0], *shape)[:, rows]
+            for part, shape in zip(drawn.split(sizes, 1), shapes, strict=True)
+        ]
 
-    def signs(self, *shape: int) -> Tensor:
-        return torch.where(self.uniform(*shape) < 0.5, -1.0, 1.0).to(self.run.images)
-
-    def corner(self, side: int) -> tuple[Tensor, Tensor]:
-        """Top and left (B,) of a square of `side`, uniform; with a support, around a uniform pixel of it."""
+    def corner(self, drawn: Tensor, rows: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Top and left (k, n) of squares of `side`, from uniform `drawn` (k, n, 3); in a support, around its pixels."""
         height, width = self.shape[2:]
-        u, v, place = self.uniform(3).unbind(1)
+        u, v, place = drawn.unbind(2)
         if self.pixels is None:
             top, left = (a * (b - side + 1) for a, b in ((u, height), (v, width)))
             return top.long().clamp_max(height - side), left.long().clamp_max(width - side)
-        total = self.pixels.cumsum(1)
-        pixel = torch.searchsorted(total, (place * total[:, -1])[:, None], right=True)[:, 0]
+        total = self.pixels[rows].cumsum(1)
+        pixel = torch.searchsorted(total, (place.T * total[:, -1:]).contiguous(), right=True).T
         pixel = pixel.clamp_max(height * width - 1)
         top, left = pixel // width - (u * side).long(), pixel % width - (v * side).long()
         return top.clamp(0, height - side), left.clamp(0, width - side)
 
 # %% ../../nbs/04_attack/09_square_search.ipynb #98dd857e
+def _signs(drawn: Tensor) -> Tensor:
+    """−1 or 1 from uniform numbers."""
+    return torch.where(drawn < 0.5, -1.0, 1.0).to(drawn)
+
+
 def _window(top: Tensor, left: Tensor, side: int, like: Tensor) -> Tensor:
-    """Squares (n, 1, H, W) bool with corners `top`, `left` (n,)."""
-    y = torch.arange(like.shape[2], device=like.device) - top[:, None]
-    x = torch.arange(like.shape[3], device=like.device) - left[:, None]
-    return (((y >= 0) & (y < side))[:, :, None] & ((x >= 0) & (x < side))[:, None])[:, None]
+    """Squares (k, n, 1, H, W) bool with corners `top`, `left` (k, n), in images `like` (B, C, H, W)."""
+    y = torch.arange(like.shape[2], device=like.device) - top[..., None]
+    x = torch.arange(like.shape[3], device=like.device) - left[..., None]
+    return (((y >= 0) & (y < side))[..., None] & ((x >= 0) & (x < side))[..., None, :])[:, :, None]
 
 # %% ../../nbs/04_attack/09_square_search.ipynb #9839e8f0
 def _hill(height: int, width: int) -> Tensor:
@@ -85,17 +94,16 @@ def bumps(side: int) -> Tensor:
 _kept_bumps = functools.lru_cache(64)(bumps)
 
 
-def _fresh(draws: _Draws, side: int, count: int) -> Tensor:
-    """`count` patterns of bumps (B, count, C, s, s), of random orientation and sign by channel."""
-    pattern = _kept_bumps(side).to(draws.run.images)
-    upright = draws.uniform(count, 1, 1, 1) < 0.5
-    return torch.where(upright, pattern, pattern.T) * draws.signs(count, draws.shape[1], 1, 1)
+def _fresh(upright: Tensor, signs: Tensor, side: int) -> Tensor:
+    """Patterns of bumps (…, C, s, s), of random orientation and sign by channel, from uniform (…, 1 or C, 1, 1)."""
+    pattern = _kept_bumps(side).to(signs)
+    return torch.where(upright < 0.5, pattern, pattern.T) * _signs(signs)
 
 # %% ../../nbs/04_attack/09_square_search.ipynb #e3246a5a
 def _place(pattern: Tensor, top: Tensor, left: Tensor, like: Tensor) -> Tensor:
-    """Patterns (n, C, s, s) set into zeros shaped like `like` (n, C, H, W) at corners `top`, `left` (n,)."""
+    """Patterns (n, C, s, s) set into zeros (n, C, H, W), sized as `like`, at corners `top`, `left` (n,)."""
     n, channels, side = pattern.shape[:3]
-    out = torch.zeros_like(like)
+    out = like.new_zeros(n, *like.shape[1:])
     span = torch.arange(side, device=like.device)
     i = torch.arange(n, device=like.device)[:, None, None, None]
     c = torch.arange(channels, device=like.device)[None, :, None, None]
@@ -106,11 +114,14 @@ def _place(pattern: Tensor, top: Tensor, left: Tensor, like: Tensor) -> Tensor:
 def _first(draws: _Draws, eps: float, norm: Norm) -> Tensor:
     """Perturbations (B, C, H, W) to begin with: stripes, or tiles of bumps."""
     b, channels, height, width = draws.shape
+    everyone = draws.run.everyone
     if norm == math.inf:
-        return eps * draws.signs(channels, 1, width).expand(draws.shape)
+        return eps * _signs(draws.uniform(1, everyone, (channels, 1, width))[0][0]).expand(draws.shape)
     side = min(max(height // 5, 3), height, width)
     down, across = height // side, width // side
-    tiles = _fresh(draws, side, down * across).view(b, down, across, channels, side, side)
+    count = down * across
+    upright, signs = draws.uniform(1, everyone, (count, 1, 1, 1), (count, channels, 1, 1))
+    tiles = _fresh(upright[0], signs[0], side).view(b, down, across, channels, side, side)
     whole = tiles.permute(0, 3, 1, 4, 2, 5).reshape(b, channels, down * side, across * side)
     out = torch.zeros(draws.shape).to(whole)
     y, x = (height - down * side) // 2, (width - across * side) // 2
@@ -118,39 +129,69 @@ def _first(draws: _Draws, eps: float, norm: Norm) -> Tensor:
     return out if draws.run.support is None else out * draws.run.support
 
 # %% ../../nbs/04_attack/09_square_search.ipynb #bc894d86
-def _move(draws: _Draws, delta: Tensor, rows: Tensor, side: int, eps: float) -> Tensor:
-    """Proposals (n, C, H, W) in L2 from perturbations `delta` (n, C, H, W)."""
-    fresh = _fresh(draws, side, 1)[rows, 0]
-    (top, left), (top_2, left_2) = ([t[rows] for t in draws.corner(side)] for _ in range(2))
-    one, two = _window(top, left, side, delta), _window(top_2, left_2, side, delta)
+@dataclass
+class _Block:
+    """Squares of one side for k steps to come and n samples."""
+
+    one: Tensor  # (k, n, 1, H, W) bool, where something new goes
+    two: Tensor  # the same, in L2: where length is taken from
+    new: Tensor  # (k, n, C, 1, 1) signs, in L2 patterns (k, n, C, H, W)
+    step: int = 0  # which comes next
+
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with some of the n."""
+        self.one, self.two, self.new = (t[:, chosen] for t in (self.one, self.two, self.new))
+
+
+def _block(draws: _Draws, rows: Tensor, side: int, steps: int) -> _Block:
+    """The next squares for `rows` (n,), of `side`: for `steps`, or as many as take a megabyte or so."""
+    run, (_, channels, height, width) = draws.run, draws.shape
+    steps = max(1, min(steps, 64, 2**20 // (len(rows) * channels * height * width)))
+    if run.norm == math.inf:
+        side = min(max(side, 1), height, width)
+        place, signs = draws.uniform(steps, rows, (3,), (channels, 1, 1))
+        one = _window(*draws.corner(place, rows, side), side, run.images)
+        return _Block(one, one, _signs(signs))
+    side = min(max(side | 1, 3), height, width)
+    upright, signs, place, place_2 = draws.uniform(steps, rows, (1, 1, 1), (channels, 1, 1), (3,), (3,))
+    top, left = draws.corner(place, rows, side)
+    fresh = _place(_fresh(upright, signs, side).flatten(0, 1), top.flatten(), left.flatten(), run.images)
+    two = _window(*draws.corner(place_2, rows, side), side, run.images)
+    return _Block(_window(top, left, side, run.images), two, fresh.unflatten(0, two.shape[:2]))
+
+# %% ../../nbs/04_attack/09_square_search.ipynb #597afd3e
+def _move(block: _Block, delta: Tensor, eps: float) -> Tensor:
+    """The next perturbations (n, C, H, W) in L2 from `delta` (n, C, H, W)."""
+    one, two, fresh = (t[block.step] for t in (block.one, block.two, block.new))
     old = delta * one
     size = old.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
-    mixed = _place(fresh, top, left, delta) + old / size
+    mixed = fresh + old / size
     mixed = mixed / mixed.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
     spare = (eps**2 - per_sample(norms(delta, 2), delta).square()).clamp_min(0) / delta.shape[1]
     held = (delta * (one | two)).square().sum((2, 3), keepdim=True)
-    moved = torch.where(one, mixed * (spare + held).sqrt(), delta.masked_fill(two, 0))
-    return moved if draws.run.support is None else moved * draws.run.support[rows]
+    return torch.where(one, mixed * (spare + held).sqrt(), delta.masked_fill(two, 0))
 
-# %% ../../nbs/04_attack/09_square_search.ipynb #597afd3e
-def _proposal(draws: _Draws, delta: Tensor, rows: Tensor, share: float, eps: float, first: bool) -> Tensor:
-    """The next images (n, C, H, W) to try, from perturbations `delta` (n, C, H, W); in L2 on the rim of the ball."""
-    run, (_, channels, height, width) = draws.run, draws.shape
-    side = round(math.sqrt(share * height * width))
+
+def _proposal(run: Run, block: _Block, now: Tensor, rows: Tensor, eps: float) -> Tensor:
+    """The next images (n, C, H, W) to try, from images `now` (n, C, H, W); in L2 on the rim of the ball."""
     start = run.images[rows]
-    if first:
-        proposal = start + _first(draws, eps, run.norm)[rows]
-    elif run.norm == math.inf:
-        side = min(max(side, 1), height, width)
-        top, left = (t[rows] for t in draws.corner(side))
-        signs = eps * draws.signs(channels, 1, 1)[rows]
-        proposal = start + torch.where(_window(top, left, side, delta), signs, delta)
+    delta = now - start
+    if run.norm == math.inf:
+        moved = torch.where(block.one[block.step], eps * block.new[block.step], delta)
     else:
-        proposal = start + _move(draws, delta, rows, min(max(side | 1, 3), height, width), eps)
+        moved = _move(block, delta, eps)
+        moved = moved if run.support is None else moved * run.support[rows]
+    block.step += 1
+    return _at_rim(run, start + moved, rows, eps)
+
+
+def _at_rim(run: Run, proposal: Tensor, rows: Tensor, eps: float) -> Tensor:
+    """`proposal` (n, C, H, W) in the ball, in L2 first on its rim."""
     if run.norm == 2:
-        shift = proposal - start
-        proposal = start + shift * per_sample(eps / norms(shift, 2).clamp_min(1e-12), shift)
+        shift = proposal - run.images[rows]
+        proposal = run.images[rows] + shift * per_sample(eps / norms(shift, 2).clamp_min(1e-12), shift)
     return run.confine(proposal, rows, eps)
+
 
 # %% ../../nbs/04_attack/09_square_search.ipynb #8e532461
 @register_attack((math.inf, 2), ball=True, gradient=False)
@@ -182,18 +223,29 @@ def square(
     steps, share = check_integer(steps, "steps", least=1), check_real(share, "share", above=0, most=1)
     run = Run(model, images, labels, norm=norm, eps=eps, **options)
     x, rows, draws = run.images.clone(), run.todo, _Draws(run)
-    best = run.images.new_full((len(x),), -math.inf)
+    sides = [round(math.sqrt(square_share(k, steps, share) * math.prod(x.shape[2:]))) for k in range(steps)]
+    now, best, block = run.images[rows], run.images.new_full((len(rows),), -math.inf), None
     for step in run.steps(steps, "square"):
         if not len(rows):
             break
-        proposal = _proposal(draws, x[rows] - run.images[rows], rows, square_share(step, steps, share), eps, step == 0)
+        if step and (block is None or block.step == len(block.one)):
+            block = _block(draws, rows, sides[step], sides[step:].count(sides[step]))
+        if block is None:
+            proposal = _at_rim(run, run.images[rows] + _first(draws, eps, run.norm)[rows], rows, eps)
+        else:
+            proposal = _proposal(run, block, now, rows, eps)
         logits = run.logits(proposal, rows)
         run.record(logits, rows)
         ahead, slack = run.standing(logits, rows)
         won = ahead - slack > 0
         # A target far away moves log p before it moves the margin.
         value = ahead if run.target is None else run.cross_entropy(logits, rows)
-        taken = won | (value > best[rows])
-        x[rows[taken]], best[rows[taken]] = proposal[taken], value[taken]
-        rows = rows[~won]
+        taken = won | (value > best)
+        now, best = torch.where(per_sample(taken, now), proposal, now), torch.where(taken, value, best)
+        if bool(won.any()):
+            x[rows], left = now, ~won
+            rows, now, best = rows[left], now[left], best[left]
+            if block is not None:
+                block.keep(left)
+    x[rows] = now
     return run.result("square", x, norm=norm, steps=steps, share=share)
