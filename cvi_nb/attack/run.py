@@ -120,6 +120,14 @@ def cluster_support(partition: Tensor, clusters: Tensor | Sequence[Sequence[int]
     chosen = [torch.as_tensor(check_numbers(c, "clusters")).to(partition).flatten() for c in rows]
     return torch.stack([torch.isin(p, c) for p, c in zip(partition, chosen, strict=True)])
 
+# %% ../../nbs/04_attack/03_run.ipynb #4ab1c0de
+def _rivals(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of `logits` (n, K) among `chosen` classes, (n,) or (n, K) bool, and among the others: (n,) each."""
+    if chosen.ndim == 2:
+        inside, outside = (logits.masked_fill(side, -math.inf).amax(1) for side in (~chosen, chosen))
+        return inside, outside
+    return logits.gather(1, chosen[:, None])[:, 0], logits.scatter(1, chosen[:, None], -math.inf).amax(1)
+
 # %% ../../nbs/04_attack/03_run.ipynb #5aeaf20a
 @dataclass(eq=False)
 class Goal:
@@ -158,12 +166,7 @@ class Goal:
         """`goal` and `slack` at once, each (n,)."""
         if not len(rows):  # an empty batch has no classes to count
             return logits.new_zeros(0), logits.new_zeros(0)
-        chosen = (self.labels if self.target is None else self.target)[rows]
-        if chosen.ndim == 2:
-            aimed, other = (logits.masked_fill(side, -math.inf).amax(1) for side in (~chosen, chosen))
-        else:
-            aimed = logits.gather(1, chosen[:, None])[:, 0]
-            other = logits.scatter(1, chosen[:, None], -math.inf).amax(1)
+        aimed, other = _rivals(logits, (self.labels if self.target is None else self.target)[rows])
         sizes = (side.detach().abs().nan_to_num(0, 0, 0) for side in (aimed, other))
         ahead = other - aimed if self.target is None else aimed - other
         return ahead, self.precision * torch.maximum(*sizes)
