@@ -10,9 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.measure import label
 
 from cvi_nb.attack import ddn, pgd
-from cvi_nb.faithfulness import ConfinedResult, attack_confined, compare, critical_support, patch_map
+from cvi_nb.faithfulness import (
+    ConfinedResult,
+    attack_confined,
+    compare,
+    critical_support,
+    moved_shapes,
+    patch_map,
+    region_map,
+)
 from cvi_nb.models import Classifier
 
 
@@ -54,6 +63,81 @@ def test_clusters_rank_by_their_mean():
     partition = torch.tensor([[[0, 0, 1, 1]]])
     assert critical_support(maps, 0.5, partition).tolist() == [[[False, False, True, True]]]  # mean 2.5 before mean 1
     assert critical_support(maps, 0.25, partition).tolist() == [[[False, False, True, False]]]
+
+
+def components(mask):
+    """Connected components of a mask (H, W) by scikit-image, each as the mirrored form that comes first; sorted."""
+    numbers, found = label(mask.numpy(), connectivity=1), []
+    for k in range(1, numbers.max() + 1):
+        rows, columns = np.nonzero(numbers == k)
+        cut = (numbers == k)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        found.append(min((cut.shape, cut[::a, ::b].tobytes()) for a in (1, -1) for b in (1, -1)))
+    return sorted(found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1), st.integers(1, 12), st.integers(1, 12))
+def test_moved_shapes_are_congruent(seed, share, rows, columns):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(2, rows, columns, generator=generator) < share
+    moved = moved_shapes(masks, seed)
+    assert moved.shape == masks.shape and moved.dtype == torch.bool
+    for before, after in zip(masks, moved, strict=True):
+        assert int(before.sum()) == int(after.sum()) and components(before) == components(after)
+    assert torch.equal(moved, moved_shapes(masks, seed)) and torch.equal(moved[1:], moved_shapes(masks[1:], seed))
+
+
+def test_moved_shapes_go_everywhere():
+    mask = torch.zeros(1, 4, 5, dtype=torch.bool)
+    mask[0, 0, :2] = mask[0, 1, 0] = True  # an L of three pixels: 4 mirrored forms at 3 × 4 places
+    found = {moved_shapes(mask, seed).numpy().tobytes(): 0 for seed in range(600)}
+    assert len(found) == 48
+    cross = torch.ones(1, 5, 5, dtype=torch.bool)
+    cross[0, 1:4:2, 1:4:2] = False
+    assert torch.equal(moved_shapes(cross), cross)  # no room elsewhere
+    assert moved_shapes(mask[:0]).shape == (0, 4, 5) and not moved_shapes(mask & False).any()
+    for wrong, options, error in [(mask[0], {}, ValueError), (mask.float(), {}, TypeError),
+                                  (mask.long(), {}, TypeError), (mask, {"tries": 0}, ValueError)]:
+        with pytest.raises(error):
+            moved_shapes(wrong, **options)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 1))
+def test_region_maps_take_whole_regions_and_one_connected_part(seed, area):
+    generator = torch.Generator().manual_seed(seed)
+    heat = torch.rand(2, 9, 11, generator=generator)
+    parts = [label((h > 0.5).numpy().astype(int), background=-1, connectivity=1) for h in heat]
+    labels = torch.stack([torch.from_numpy(part).long().unique(return_inverse=True)[1] for part in parts])
+    ranked = region_map(labels, heat)
+    assert ranked.amax() == 1 and ranked.amin() > 0 and ranked[0].unique().numel() == 99
+    for chosen, numbers, values in zip(critical_support(ranked, area), labels, heat, strict=True):
+        means = torch.stack([values[numbers == k].mean() for k in range(int(numbers.max()) + 1)])
+        shares = [chosen[numbers == k].float().mean() for k in means.argsort(descending=True).tolist()]
+        assert shares == sorted(shares, reverse=True) and sum(0 < s < 1 for s in shares) <= 1
+        cut = next((k for k in numbers.unique().tolist() if 0 < chosen[numbers == k].float().mean() < 1), None)
+        if cut is not None:  # the part in which the area ends hangs together, and begins at the region's hottest pixel
+            part = chosen & (numbers == cut)
+            assert label(part.numpy(), connectivity=1).max() == 1
+            assert bool(part.flatten()[values.where(numbers == cut, torch.tensor(-1.0)).argmax()])
+    with pytest.raises(ValueError, match="`labels`"):
+        region_map(labels[:, :4], heat)
+
+
+def test_shapes_elsewhere_are_a_row_of_their_own():
+    weights, images = scene(3)
+    maps, one = {"w": weights.abs().expand(3, 10, 10)}, {"areas": (0.1, 0.3), "eps": 0.03, "steps": 5, "norm_steps": 10}
+    whole = attack_confined(linear(weights), images, None, maps, elsewhere=("w", "random pixels"), **one)
+    assert whole.methods == ("w", "random pixels", "random patches", "w, elsewhere", "random pixels, elsewhere")
+    few = attack_confined(linear(weights), images, None, maps, elsewhere=["w"], chance=False, **one)
+    assert few.methods == ("w", "w, elsewhere") and len(few.plot()) == 2
+    kept = whole.frame[whole.frame["method"].isin(few.methods)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(few.frame, kept)
+    assert (few.frame.groupby("area")["pixels"].nunique() == 1).all()
+    assert few.compare("w, elsewhere", area=0.3, n=50)["difference"].iloc[0] < 0  # |w| is the better choice
+    for wrong, error in (("w", TypeError), (["v"], ValueError)):
+        with pytest.raises(error, match="`elsewhere`"):
+            attack_confined(linear(weights), images, None, maps, elsewhere=wrong, **one)
 
 
 def test_a_linear_network_has_closed_forms():

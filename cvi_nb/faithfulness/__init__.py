@@ -33,7 +33,9 @@ from cvi_nb.faithfulness.sanity import (
     SanityResult, cascade, label_randomisation, layer_names, max_sensitivity, model_randomisation,
     overwritten, seed_agreement, target_randomisation,
 )
-from .confined import ConfinedOptions, ConfinedResult, attack_confined, critical_support, patch_map
+from cvi_nb.faithfulness.confined import (
+    ConfinedOptions, ConfinedResult, attack_confined, critical_support, moved_shapes, patch_map, region_map,
+)
 from .evaluation import FaithfulnessResult, evaluate_faithfulness, quality_against_budget
 from ..inference import Baseline
 from ..statistics import compare, holm, paired_bootstrap, rank_correlation, signed_rank
@@ -43,7 +45,7 @@ __all__ += [
     "Baseline", "ConfinedOptions", "ConfinedResult", "FaithfulnessResult", "Mosaics", "SanityResult",
     "attack_confined", "cascade", "check_maps", "compare", "critical_support", "evaluate_faithfulness",
     "grid_pointing_game", "holm", "label_randomisation", "layer_names", "max_sensitivity",
-    "model_randomisation", "mosaics", "overwritten", "paired_bootstrap", "patch_map", "pointing_game",
-    "quality_against_budget", "rank_correlation", "relevance_mass", "relevance_rank", "seed_agreement",
+    "model_randomisation", "mosaics", "moved_shapes", "overwritten", "paired_bootstrap", "patch_map", "pointing_game",
+    "quality_against_budget", "rank_correlation", "region_map", "relevance_mass", "relevance_rank", "seed_agreement",
     "signed_rank", "target_randomisation",
 ]

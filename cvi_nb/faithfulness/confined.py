@@ -5,6 +5,7 @@
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #324c990a
 from __future__ import annotations
 
+import heapq
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from tqdm.auto import tqdm
 from ..attack import ddn, pgd
 from ..data import ImageSet
 from .bench import image_rows, old_order, random_map
-from ..lazy import pandas as pd, pyplot as plt
+from ..lazy import ndimage, pandas as pd, pyplot as plt
 from ..models import Evaluations, as_classifier
 from ..plot import COLOURS, PAGE, colour_of, style
 from ..statistics import bootstrap_mean, compare
 from cvi_nb.validation import (
     check_batch_size,
+    check_choice,
     check_flag,
     check_images,
     check_integer,
@@ -36,11 +38,13 @@ from cvi_nb.validation import (
     check_real,
     check_seed,
     check_sequence,
+    check_tensor,
     listed,
 )
 
 # %% auto #0
-__all__ = ['CHANCE', 'critical_support', 'patch_map', 'ConfinedOptions', 'ConfinedResult', 'attack_confined']
+__all__ = ['CHANCE', 'ELSEWHERE', 'critical_support', 'patch_map', 'region_map', 'moved_shapes', 'ConfinedOptions',
+           'ConfinedResult', 'attack_confined']
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #13f955b7
 def _by_cluster(values: Tensor, labels: Tensor) -> Tensor:
@@ -94,6 +98,92 @@ def patch_map(images: Tensor, cells: int = 7, seed: int = 0) -> Tensor:
     )
     coarse = torch.stack([torch.rand(1, cells, cells, generator=generator) for _ in images])
     return F.interpolate(coarse.to(images), images.shape[2:], mode="bicubic", align_corners=False)[:, 0]
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #9d7af47f
+def region_map(labels: Tensor, maps: Tensor) -> Tensor:
+    """A map that ranks whole regions `labels` (B, H, W) by the mean of `maps` (B, H, W): (B, H, W) in (0, 1].
+
+    Within a region, pixels follow as it grows from its hottest to whichever neighbour is hottest.
+    """
+    maps = check_maps(maps, None)
+    labels = check_partition(labels, len(maps), maps.shape[1:], "labels")
+    return torch.stack([_grown(*pair) for pair in zip(labels.cpu(), maps.cpu(), strict=True)]).to(maps.device)
+
+
+def _grown(labels: Tensor, heat: Tensor) -> Tensor:
+    """`region_map` of one image."""
+    (_, columns), size = heat.shape, heat.numel()
+    region, value = labels.flatten().numpy(), heat.flatten().double().numpy()
+    mean = np.bincount(region, value) / np.maximum(np.bincount(region), 1)
+    rank = (-mean).argsort(kind="stable").argsort()[region]
+    order, entered = np.empty(size), np.zeros(size, bool)
+    seeds, count = np.lexsort((-value, rank)), 0  # a region in several pieces grows from each piece's hottest
+    for seed in seeds.tolist():
+        if entered[seed]:
+            continue
+        entered[seed], edge = True, [(-value[seed], seed)]
+        while edge:
+            _, pixel = heapq.heappop(edge)
+            order[pixel], count = count, count + 1
+            row, column = divmod(pixel, columns)
+            beside = ((pixel - 1, column > 0), (pixel + 1, column < columns - 1), (pixel - columns, row > 0))
+            for other, inside in (*beside, (pixel + columns, pixel + columns < size)):
+                if inside and not entered[other] and region[other] == region[pixel]:
+                    entered[other] = True
+                    heapq.heappush(edge, (-value[other], other))
+    return torch.from_numpy(1 - order / size).view_as(heat).to(heat.dtype if heat.is_floating_point() else torch.float)
+
+# %% ../../nbs/06_faithfulness/08_confined.ipynb #c6ab8842
+def moved_shapes(masks: Tensor, seed: int = 0, tries: int = 20) -> Tensor:
+    """The connected components of `masks` (B, H, W) bool at random other places, mirrored at random: (B, H, W) bool.
+
+    They neither overlap nor touch nor leave the image. Where `tries` arrangements have no room for all of them, the
+    whole mask is mirrored instead. Image by image from `seed`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Masks of another shape or type, `seed` or `tries` out of range.
+    """
+    masks = check_tensor(masks, "masks", "(B, H, W)", floating=False)
+    if masks.dtype != torch.bool:
+        raise TypeError(f"`masks` must be boolean, got {masks.dtype}")
+    seed, tries = check_seed(seed), check_integer(tries, "tries", least=1)
+    moved = [_moved(one, np.random.default_rng(seed), tries) for one in masks.cpu().numpy()]
+    return torch.from_numpy(np.stack(moved)).to(masks.device) if moved else masks.clone()
+
+
+def _moved(mask: np.ndarray, rng: np.random.Generator, tries: int) -> np.ndarray:
+    """`moved_shapes` of one image."""
+    labels, _ = ndimage.label(mask)
+    shapes = [labels[box] == k for k, box in enumerate(ndimage.find_objects(labels), 1)]
+    shapes.sort(key=np.count_nonzero, reverse=True)
+    for _ in range(tries):
+        taken = np.zeros_like(mask)
+        if all(_placed(taken, shape, rng) for shape in shapes):
+            return taken
+    return _mirrored(mask, int(rng.integers(1, 4)))
+
+
+def _mirrored(shape: np.ndarray, way: int) -> np.ndarray:
+    """Not, left and right, up and down, or both, for `way` 0 to 3."""
+    return shape[:: -1 if way & 2 else 1, :: -1 if way & 1 else 1]
+
+
+def _placed(taken: np.ndarray, shape: np.ndarray, rng: np.random.Generator) -> bool:
+    """Put `shape`, mirrored at random, into `taken` (H, W) where it neither overlaps nor touches, if there is room."""
+    near = np.fft.rfft2(ndimage.binary_dilation(taken))
+    for way in rng.permutation(4).tolist():
+        turned = _mirrored(shape, way)
+        (h, w), (rows, columns) = turned.shape, taken.shape
+        # Overlap of the shape with what is near others, for each place of its upper left corner; places do not wrap.
+        overlap = np.fft.irfft2(near * np.fft.rfft2(turned, taken.shape).conj(), taken.shape)
+        free = np.flatnonzero(overlap[: rows - h + 1, : columns - w + 1] < 0.5)
+        if len(free):
+            row, column = divmod(int(rng.choice(free)), columns - w + 1)
+            taken[row : row + h, column : column + w] |= turned
+            return True
+    return False
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #e430f084
 @dataclass(frozen=True)
@@ -160,7 +250,7 @@ def _attacked(model: Any, images: Tensor, labels: Tensor, support: Tensor, optio
     return pd.DataFrame(found | {"forward": forward.cpu(), "backward": backward.cpu()})
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #53c82b5a
-CHANCE = ("random pixels", "random patches", "random clusters")
+CHANCE, ELSEWHERE = ("random pixels", "random patches", "random clusters"), ", elsewhere"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,9 +260,9 @@ class ConfinedResult:
     Attributes
     ----------
     frame : DataFrame
-        One row per image, method and area: image, group, method, area, pixels, success (0 or 1 in the L∞ ball), l2
-        (distance; the longest possible one where the attack failed) and l2_failed (0 or 1) if measured, forward,
-        backward.
+        One row per image, method ("m, elsewhere" are the shapes of m's choice at other places) and area: image, group,
+        method, area, pixels, success (0 or 1 in the L∞ ball), l2 (distance; the longest possible one where the attack
+        failed) and l2_failed (0 or 1) if measured, forward, backward.
     settings : dict
         eps, steps, norm_steps, seed, unit ("pixel" or "cluster").
     """
@@ -255,11 +345,13 @@ def _draw_areas(ax: Any, result: ConfinedResult, key: str, level: float, highlig
             for area, one in ((area, part.loc[part["area"] == area, key]) for area in part["area"].unique())
         ]
         x, mean, low, high = np.array(rows).T
-        colour = colour_of(method, list(COLOURS.values())[k % len(COLOURS)])
+        chosen = methods.index(method.removesuffix(ELSEWHERE)) if method.removesuffix(ELSEWHERE) in methods else k
+        colour = colour_of(method, list(COLOURS.values())[chosen % len(COLOURS)])
         wide = 2.0 if method in highlight else 1.1
-        dashes = (0, (1, 1)) if method in CHANCE else "-"
+        by_chance = method in CHANCE or method.endswith(ELSEWHERE)
+        dashes = (0, (1, 1)) if by_chance else "-"
         ax.plot(x, mean, color=colour, linewidth=wide, linestyle=dashes, marker="o", markersize=2.5, label=method)
-        if not highlight or method in (*highlight, *CHANCE):
+        if not highlight or by_chance or method in highlight:
             ax.vlines(x * 1.035 ** (k - (len(methods) - 1) / 2), low, high, color=colour, linewidth=0.8, alpha=0.8)
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #4bcd9b9c
@@ -279,11 +371,13 @@ def _plotted(result: ConfinedResult, axes: Any, level: float, highlight: Sequenc
     return axes
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #64196027
-def _with_chance(maps: Any, images: Tensor, partition: Tensor | None, seed: int) -> dict[str, Tensor]:
-    """Checked maps by method, chance last."""
+def _with_chance(maps: Any, images: Tensor, partition: Tensor | None, seed: int | None) -> dict[str, Tensor]:
+    """Checked maps by method, chance of `seed`, if there is one, last."""
     if not isinstance(maps, Mapping) or not all(isinstance(name, str) for name in maps):
         raise TypeError(f"`maps` must be a mapping of method names to maps (B, H, W), got {type(maps).__name__}")
-    if partition is None:
+    if seed is None:
+        chance = {}
+    elif partition is None:
         chance = {"random pixels": random_map(images, seed), "random patches": patch_map(images, seed=seed)}
     else:
         generator, clusters = torch.Generator().manual_seed(seed), int(partition.max()) + 1
@@ -319,6 +413,9 @@ def attack_confined(
     partition: Tensor | None = None,
     groups: Sequence[Any] | None = None,
     progress: bool = False,
+    *,
+    elsewhere: Sequence[str] = (),
+    chance: bool = True,
     **options: Any,
 ) -> ConfinedResult:
     """Confine attacks to what each map calls critical, and to chance: success in an L∞ ball and smallest L2 distance.
@@ -332,7 +429,8 @@ def attack_confined(
     target : Tensor or sequence of int, optional
         (B,) classes to be lost; None = the model's top class. Images of another top class are left out, with a warning.
     maps : mapping of str to Tensor or array
-        (B, H, W) per method. "random pixels" and "random patches" are added; with a partition, "random clusters".
+        (B, H, W) per method. With `chance`, "random pixels" and "random patches" are added, or "random clusters" of a
+        partition.
     areas : sequence of float
         Shares of the image that may be changed, in (0, 1].
     partition : Tensor, optional
@@ -341,6 +439,10 @@ def attack_confined(
         One per image; images of one group are resampled together.
     progress : bool
         Show a progress bar.
+    elsewhere : sequence of str
+        Methods whose choice is tried a second time with its shapes at other places, as "…, elsewhere".
+    chance : bool
+        Attack within choices by chance, too.
     **options
         Of `ConfinedOptions`: eps, steps, norm_steps, batch_size, seed.
 
@@ -353,14 +455,17 @@ def attack_confined(
     images, rows = image_rows(images, groups)
     classifier, progress = as_classifier(model), check_flag(progress, "progress")
     partition = None if partition is None else check_partition(partition, len(images), images.shape[2:])
-    supports = _with_chance(maps, images, partition, settings.seed)
+    supports = _with_chance(maps, images, partition, settings.seed if check_flag(chance, "chance") else None)
+    moved = [check_choice(name, "elsewhere", tuple(supports)) for name in check_sequence(elsewhere, "elsewhere") or ()]
     areas = [check_real(area, "areas", above=0, most=1) for area in check_sequence(areas, "areas") or [areas]]
     chosen, labels = _kept(classifier, images, target, settings.batch_size)
     origin = {key: [column[i] for i in chosen.tolist()] for key, column in rows.items()}
     frames = []
-    plan = [(method, area) for method in supports for area in areas]
+    plan = [(method, area) for method in [*supports, *(name + ELSEWHERE for name in moved)] for area in areas]
     for method, area in tqdm(plan, desc="confined attacks", disable=not progress):
-        support = critical_support(supports[method], area, partition)[chosen]
+        name = method if method in supports else method.removesuffix(ELSEWHERE)
+        support = critical_support(supports[name], area, partition)[chosen]
+        support = support if method in supports else moved_shapes(support, settings.seed)
         frame = pd.DataFrame(origin | {"method": method, "area": area, "pixels": int(support[0].sum())})
         frames.append(frame.join(_attacked(classifier, images[chosen], labels[chosen], support, settings)))
     kept: dict[str, Any] = {key: getattr(settings, key) for key in ("eps", "steps", "norm_steps", "seed")}
