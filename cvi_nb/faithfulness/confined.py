@@ -387,6 +387,13 @@ def _with_chance(maps: Any, images: Tensor, partition: Tensor | None, seed: int 
     return {name: check_maps(values, images, f"maps[{name!r}]") for name, values in (dict(maps) | chance).items()}
 
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #b17347c7
+def _choice(supports: Any, method: str, area: float, partition: Tensor | None, seed: int) -> Tensor:
+    """The support masks (B, H, W) of a method, or its shapes elsewhere."""
+    if method in supports:
+        return critical_support(supports[method], area, partition)
+    return moved_shapes(critical_support(supports[method.removesuffix(ELSEWHERE)], area, partition), seed)
+
+
 def _kept(model: Any, images: Tensor, target: Any, batch_size: int) -> tuple[Tensor, Tensor]:
     """Positions of the images whose top class is the target's, and the target (B,); an error if there are none."""
     top = check_logits(model.logits(images, batch_size), len(images)).argmax(1)
@@ -429,27 +436,18 @@ def attack_confined(
     target : Tensor or sequence of int, optional
         (B,) classes to be lost; None = the model's top class. Images of another top class are left out, with a warning.
     maps : mapping of str to Tensor or array
-        (B, H, W) per method. With `chance`, "random pixels" and "random patches" are added, or "random clusters" of a
-        partition.
+        (B, H, W) per method; with `chance`, "random pixels" and "random patches", or "random clusters", too.
     areas : sequence of float
         Shares of the image that may be changed, in (0, 1].
     partition : Tensor, optional
         (B, H, W) int64: all methods choose whole clusters of it.
-    groups : sequence, optional
-        One per image; images of one group are resampled together.
-    progress : bool
-        Show a progress bar.
-    elsewhere : sequence of str
-        Methods whose choice is tried a second time with its shapes at other places, as "…, elsewhere".
-    chance : bool
-        Attack within choices by chance, too.
+    groups : sequence, optional; progress : bool
+        One per image; images of one group are resampled together. Show a progress bar.
+    elsewhere : methods whose choice is tried a second time with its shapes at other places, as "…, elsewhere"
     **options
         Of `ConfinedOptions`: eps, steps, norm_steps, batch_size, seed.
 
-    Raises
-    ------
-    TypeError, ValueError
-        Arguments of another kind, shape or range; every image misclassified to begin with.
+    Raises `TypeError` or `ValueError` for arguments of another kind, shape or range, or if no image is right.
     """
     settings = ConfinedOptions(**check_options(options, ConfinedOptions, "attack_confined"))
     images, rows = image_rows(images, groups)
@@ -463,11 +461,9 @@ def attack_confined(
     frames = []
     plan = [(method, area) for method in [*supports, *(name + ELSEWHERE for name in moved)] for area in areas]
     for method, area in tqdm(plan, desc="confined attacks", disable=not progress):
-        name = method if method in supports else method.removesuffix(ELSEWHERE)
-        support = critical_support(supports[name], area, partition)[chosen]
-        support = support if method in supports else moved_shapes(support, settings.seed)
+        support = _choice(supports, method, area, partition, settings.seed)[chosen]
         frame = pd.DataFrame(origin | {"method": method, "area": area, "pixels": int(support[0].sum())})
         frames.append(frame.join(_attacked(classifier, images[chosen], labels[chosen], support, settings)))
-    kept: dict[str, Any] = {key: getattr(settings, key) for key in ("eps", "steps", "norm_steps", "seed")}
-    kept["unit"] = "pixel" if partition is None else "cluster"
+    kept = {key: getattr(settings, key) for key in ("eps", "steps", "norm_steps", "seed")}
+    kept |= {"unit": "pixel" if partition is None else "cluster"}
     return ConfinedResult(pd.concat(frames, ignore_index=True), kept)
