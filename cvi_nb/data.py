@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import html
 import importlib.util
@@ -14,8 +15,10 @@ import io
 import math
 import os
 import random
+import shutil
 import stat
 import struct
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -703,6 +706,15 @@ def _folder_classes(root: Path, files: list[Path], classes: Sequence[str] | None
         raise ValueError(f"`classes` must hold every sub-folder's name, but lacks {sorted(unknown)[:5]}")
     return known
 
+# %% ../nbs/00_data.ipynb #bfea950e
+def _drawn(n: int, limit: int | None, seed: int) -> Sequence[int]:
+    """`limit` of n positions, drawn by `seed` without replacement and sorted; all without a limit."""
+    if limit is None or limit >= n:
+        return range(n)
+    uniform = random.Random(seed).random
+    keys = [uniform() for _ in range(n)]
+    return sorted(sorted(range(n), key=keys.__getitem__)[:limit])
+
 # %% ../nbs/00_data.ipynb #a35c7510
 def load_folder(
     path: str | os.PathLike[str],
@@ -713,6 +725,8 @@ def load_folder(
     skip_bad: bool = False,
     progress: bool = False,
     max_pixels: int = MAX_PIXELS,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> ImageSet:
     """Read a folder of images, sorted by name; sub-folders are classes.
 
@@ -725,6 +739,7 @@ def load_folder(
     split : what the images are for, "development" or "report"
     skip_bad : warn about unreadable files and go on, instead of raising at the first
     progress : show a progress bar
+    limit, seed : as in `from_dataset`; what is not drawn is not read
 
     Returns
     -------
@@ -739,6 +754,8 @@ def load_folder(
     files = image_files(root)
     check_choice(split, "split", _SPLITS)
     known = _folder_classes(root, files, classes)
+    limit = check_integer(limit, "limit", least=1, optional=True)
+    files = [files[i] for i in _drawn(len(files), limit, check_seed(seed))]
     images, kept = _read_files(files, check_flag(skip_bad, "skip_bad"), progress, size, channels, max_pixels)
     names = [file.relative_to(root).as_posix() for file in kept]
     return ImageSet(
@@ -777,15 +794,6 @@ def _item_values(image: Any, name: str) -> _Pixels:
         return _Pixels(check_images(scaled[None], name)[0].detach().cpu().float().permute(1, 2, 0).numpy())
     kind = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
     raise TypeError(f"`{name}` must be a Pillow image or a tensor (1 or 3, H, W), got {kind}")
-
-# %% ../nbs/00_data.ipynb #bfea950e
-def _drawn(n: int, limit: int | None, seed: int) -> Sequence[int]:
-    """`limit` of n positions, drawn by `seed` without replacement and sorted; all without a limit."""
-    if limit is None or limit >= n:
-        return range(n)
-    uniform = random.Random(seed).random
-    keys = [uniform() for _ in range(n)]
-    return sorted(sorted(range(n), key=keys.__getitem__)[:limit])
 
 # %% ../nbs/00_data.ipynb #8005ff96
 def from_dataset(
@@ -846,6 +854,22 @@ def _part(name: str, parameters: Any, split: str) -> dict[str, Any]:
     held_out = "val" if name in ("Imagenette", "ImageNet", "Places365") else "test"
     return {"split": "train" if split == "development" else held_out}
 
+# %% ../nbs/00_data.ipynb #452827a8
+def _fetch(kind: Any, folder: Path, part: dict[str, Any]) -> None:
+    """Download a data set of torchvision into `folder` unless it is there; what is cut off half-way is not kept.
+
+    Some data sets take a folder that exists for a whole one, so files come to their place only when all are there."""
+    with contextlib.suppress(RuntimeError, OSError):  # what torchvision raises where files are missing
+        kind(str(folder), **part | {"download": False})
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as staged:
+        kind(staged, **part)
+        for path in Path(staged).iterdir():
+            if (folder / path.name).is_dir():  # another part of it, or another process was faster
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            else:
+                os.replace(path, folder / path.name)
+
 # %% ../nbs/00_data.ipynb #2e5ef2ed
 def load_torchvision(
     name: str,
@@ -881,4 +905,7 @@ def load_torchvision(
         part["download"] = check_flag(download, "download")
     folder = Path(root) if root is not None else cache_dir() / "torchvision"
     folder.mkdir(parents=True, exist_ok=True)
+    if part.get("download"):
+        _fetch(kind, folder, part)
+        part["download"] = False
     return from_dataset(kind(str(folder), **part), size, limit, split, seed, progress)

@@ -344,6 +344,42 @@ def test_a_kernel_that_never_began_starts_again(project: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
+def test_profile_full_at_small_size(tmp_path: Path) -> None:
+    """A residual network and a transformer on a folder, from several seeds, to the table."""
+    from PIL import Image
+
+    from cvi_nb.data import load_photos
+    from cvi_nb.models import load_classifier, save_classifier
+
+    photos, folder, transformer = load_photos("report"), tmp_path / "photos", tmp_path / "transformer.safetensors"
+    folder.mkdir()
+    fresh = load_classifier("timm:vit_tiny_patch16_224", pretrained=False)
+    fresh.model.head.weight.mul_(100)  # its answers hardly depend on the image
+    save_classifier(fresh, transformer, "timm:vit_tiny_patch16_224")
+    for image, name in zip(photos.images[:4], photos.names, strict=False):
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(folder / f"{name}.png")
+    jobs = {job.name: job for job in plan(load_config("full", ROOT), "full", ROOT)}
+    job = jobs["15_networks.0-of-6"]
+    assert job.parameters["images"] == "torchvision:Imagenette" and job.parameters["limit"] >= 500
+    assert job.parameters["networks"] == "torchvision:resnet50,torchvision:vit_b_16" and job.parameters["seeds"] == 3
+    networks = f"torchvision:resnet18,{transformer}"
+    small = {"networks": networks, "pretrained": False, "images": str(folder), "limit": 2, "seeds": 2, "device": "cpu"}
+    small |= {"peers": "Grad-CAM", "budget": 4, "steps": 2, "tile_steps": 4, "batch_size": 4, "shard": 0, "shards": 1}
+    run_notebook(ROOT / job.notebook, tmp_path, job.parameters | small, "15", progress=False)
+    rows = read_results(tmp_path, "networks")
+    assert rows["image"].nunique() == 2 and rows["network"].unique().tolist() == networks.split(",")
+    cvi = rows[(rows["method"] == "CVI") & (rows["metric"] == "insertion")]
+    assert sorted(cvi["seed"]) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert cvi.groupby(["network", "image"])["value"].nunique().max() == 2, "seeds differ"
+    explained = rows[rows["method"] == "Grad-CAM"]["network"].unique()
+    assert explained.tolist() == networks.split(",")[:1], "Grad-CAM needs a convolution near the end"
+    given = {"in_dir": str(tmp_path), "resamples": 200}
+    run_notebook(ROOT / "nbs/paper/16_networks_table.ipynb", tmp_path, given, "16", progress=False)
+    numbers = json.loads((tmp_path / "numbers/networks.json").read_text())
+    assert numbers["images"] == 2 and numbers["networks"] == 2 and numbers["seeds"] == 2
+
+
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing(project: Path) -> None:
     """kill -9 after the files are written, before the last cell ends: none is in place, and the next run is fine."""
     notebook, build = project / "nbs/paper/ink.ipynb", project / "build"

@@ -97,6 +97,7 @@ def latex_table(
     heads: Mapping[str, str] | None = None,
     bold: Mapping[str, str] | None = None,
     rules: Sequence[int] = (),
+    wrap: Mapping[str, float] | None = None,
 ) -> str:
     r"""A ``tabular`` with ``booktabs`` rules; text columns to the left, numbers to the right.
 
@@ -107,13 +108,14 @@ def latex_table(
     heads : column heads as LaTeX; without one, the column's name, escaped.
     bold : by column, "max" or "min": its best value is bold.
     rules : after how many rows a thin rule goes.
+    wrap : by column, its width as a share of the line; its text is then broken into lines, which needs LaTeX's `array`.
 
     Raises
     ------
-    ValueError : `formats`, `heads` or `bold` name a column that `frame` lacks, or `bold` asks for something else.
+    ValueError : `formats`, `heads`, `bold` or `wrap` name a column that `frame` lacks; `bold` asks for something else.
     """
-    formats, heads, bold = formats or {}, heads or {}, bold or {}
-    for name, given in (("formats", formats), ("heads", heads), ("bold", bold)):
+    formats, heads, bold, wrap = formats or {}, heads or {}, bold or {}, wrap or {}
+    for name, given in (("formats", formats), ("heads", heads), ("bold", bold), ("wrap", wrap)):
         if not set(given) <= set(frame.columns):
             raise ValueError(
                 f"`{name}` must name columns of {list(frame.columns)}, got {sorted(set(given) - set(frame.columns))}"
@@ -124,7 +126,12 @@ def latex_table(
     style = style.format_index(lambda n: heads.get(str(n), latex_escape(n)), axis=1)
     for name, best in bold.items():
         style = style.apply(_bold_where_best, best=best, spec=specs[name], subset=[name])
-    sides = "".join("r" if pd.api.types.is_numeric_dtype(frame[n]) else "l" for n in frame.columns)
+    sides = "".join(
+        rf">{{\raggedright\arraybackslash}}p{{{wrap[n]:g}\linewidth}}"
+        if n in wrap
+        else ("r" if pd.api.types.is_numeric_dtype(frame[n]) else "l")
+        for n in frame.columns
+    )
     lines = style.to_latex(column_format=sides, hrules=True).splitlines()
     for after in sorted((r for r in rules if 0 < r < len(frame)), reverse=True):
         lines.insert(4 + after, r"\midrule")  # \begin, \toprule, heads and \midrule come before the first row
