@@ -8,6 +8,7 @@ of what lies on the device. What is computed on the CPU meanwhile is noted, with
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -220,3 +221,10 @@ def run_cells(notebook: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         return dict(shell.user_ns)
     finally:
         InteractiveShell.clear_instance()
+
+
+def computes(notebook: Path) -> bool:
+    """Whether a notebook asks a network, on a device that it chooses; the others lay out what these have computed."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return re.search(r"import torch|from torch|load_classifier|load_defended|choose_device", code) is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from counted import DEVICE, NAME, OnDevice, run_cells
+from counted import DEVICE, NAME, OnDevice, computes, run_cells
 
 from cvi_nb.attack import ATTACKS, targeted_cases
 from cvi_nb.clustering import mean_shift, segment
@@ -194,10 +194,8 @@ def test_every_notebook_takes_a_device(path: Path) -> None:
     """As a parameter, "auto" by default, chosen once, and stated by what it writes."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    if path.stem in ("04_faithfulness_table", "12_runs", "13_parameters", "two_seeds"):  # what others have computed
-        assert "load_classifier" not in code and "import torch" not in code
-        assert path.stem != "04_faithfulness_table" or "frame.attrs" in code
-        assert '"device"' in code or path.stem == "04_faithfulness_table", "they state the devices of the others"
+    if not computes(path):  # a table of what others have computed states the devices of these
+        assert 'device = "auto"' not in code and ("frame.attrs" in code or '"device"' in code)
         return
     assert code.count('device = "auto"') == 1 and code.count("device = choose_device(device)") == 1
     assert "device_name(device)" in code and "cuda.is_available" not in code
