@@ -19,7 +19,7 @@ from cvi_nb.defence import plain, train
 from cvi_nb.faithfulness import attack_confined, evaluate_faithfulness
 from cvi_nb.inference import CVI, certify, exact_posterior, infer_modes, infer_noise, stroke_partition
 from cvi_nb.models import choose_device, device_name, load_classifier, mnist_cnn
-from cvi_nb.paper import load_config
+from cvi_nb.paper import load_config, notebook_parameters
 from cvi_nb.robustness import Threat, evaluate_robustness, transfer_matrix
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,6 +201,12 @@ def test_every_notebook_takes_a_device(path: Path) -> None:
     assert "device_name(device)" in code and "cuda.is_available" not in code
     here = re.sub(r'(?s)PROBE = """.*?"""', "", code)  # the memory of a process on the CPU
     assert all("device=device" in call for call in re.findall(r"load_(?:classifier|defended)\(([^)]*)\)", here))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_papermill_reaches_the_parameters(path: Path) -> None:
+    """A cell tagged so, which takes the value that is given, the device among them."""
+    assert ("device" in notebook_parameters(path)) == computes(path)
 
 
 @pytest.mark.slow
