@@ -178,6 +178,23 @@ def test_eight_bit_images_are_on_the_grid_and_fool_there(name, model, digits):
         assert (result.linf[result.success] <= SMALL[name]["eps"] + 1e-6).all()
 
 
+@pytest.mark.parametrize(("name", "norm"), [(n, norm) for n, one in ATTACKS.items() if one.ball for norm in one.norms])
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_eight_bit_stays_in_the_ball(name, norm, on_grid, model, digits):
+    """In every norm, rounded or not, and where no grid point lies in the ball."""
+    images, labels = digits[0][:6], model.logits(digits[0][:6]).argmax(1)
+    images = (255 * images).round() / 255 if on_grid else (0.98 * images + 0.0077).clamp(0, 1)
+    found = 0
+    for eps in {1: (1.0, 8.0), 2: (0.3, 1.5), math.inf: (0.001, 0.1)}[norm]:
+        given = {"norm": norm} if len(ATTACKS[name].norms) > 1 else {}
+        result = run(name, model, images, labels, eps=eps, eight_bit=True, **given)
+        won = result.success
+        distance = norms(result.adversarial - images, norm)[won]
+        assert (distance <= eps * (1 + 1e-5) + 1e-6).all()
+        found += int(won.sum())
+    assert found or name not in ("pgd", "apgd", "apgd_targeted", "bim")
+
+
 @pytest.mark.parametrize("name", [n for n in ALL if n not in TARGETED_ONLY])
 def test_already_wrong_is_a_success_at_distance_zero(name, model, digits):
     images, labels = digits[0][:3], digits[1][:3].clone()

@@ -21,6 +21,7 @@ from cvi_nb.cli import main
 from cvi_nb.cli.parser import CHOICES, make_parser
 from cvi_nb.data import load_digits, load_image, load_photos
 from cvi_nb.models import Classifier, load_classifier, mnist_cnn, save_classifier
+from cvi_nb.report import critical_region
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -273,6 +274,16 @@ def test_same_seed_same_files(place: Path, tmp_path: Path, capsys: pytest.Captur
         assert run(f"{base} --seed 3 --out {tmp_path}/{name}", capsys)[0] == 0
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
     assert first == second
+
+
+def test_regions_of_millions_of_pixels_are_measured_exactly() -> None:
+    """Sums in single precision were off by 4 % on an image of 2,000 × 2,000."""
+    image = torch.full((3, 1500, 2000), 0.8)
+    frame = cli._regions("even", image, torch.zeros(1500, 2000, dtype=torch.int64))
+    assert frame.loc[0, ["row", "column", "red"]].tolist() == [749.5, 999.5, 204.0]
+    half = torch.arange(2000).expand(1500, 2000) // 1000
+    heat = torch.where(half == 1, 0.80001, 0.8)[None]
+    assert torch.equal(critical_region(heat, half[None], share=0.5)[0], half == 1)
 
 
 def test_segment_labels_are_the_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -421,6 +421,13 @@ def test_a_threat_is_checked(wrong: dict) -> None:
         Threat(**wrong)
 
 
+@pytest.mark.parametrize("name", ["linf", "l2", "l1", "attacks"])
+@pytest.mark.parametrize("wrong", [None, 0.3, "pgd", np.array(0.3), torch.tensor(0.3)], ids=repr)
+def test_a_threat_takes_sequences(name: str, wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"`{name}` must be a sequence"):
+        Threat(**{name: wrong})
+
+
 def test_sets_of_classes_as_targets(networks: dict[str, Classifier]) -> None:
     few = Threat.quick(IMAGES, linf=(0.2,), l2=(), steps=12, noise_budget=0, samples=0, queries=10, check_images=4,
                        targets=[{3, 5}, 8], targeted_steps=30)  # fmt: skip

@@ -182,15 +182,19 @@ def cosine(step: int, steps: int, start: float, end: float) -> float:
 def grid_points(x: Tensor, images: Tensor, norm: Norm, eps: float | None = None) -> Iterator[Tensor]:
     """Candidates on the 8-bit grid near `x` (n, C, H, W), unchanged where `x` is, within `eps` of `images`."""
     delta = x - images
-    outward = [(factor, True) for factor in (1.0, 1.02, 1.05, 1.1, 1.2, 1.5)]
-    for factor, away in [(1.0, False), *outward]:
+    sides = [(1.0, 0), *((factor, 1) for factor in (1.0, 1.02, 1.05, 1.1, 1.2, 1.5))]  # the nearest, further out
+    if eps is not None and norm != math.inf:
+        sides.append((1.0, -1))  # and nearer: rounded outward a change of many pixels may leave the ball
+    for factor, side in sides:
         aim = 255 * (images + factor * delta).clamp(0, 1)
-        step = (torch.where(delta > 0, (aim - 1e-3).ceil(), (aim + 1e-3).floor()) if away else aim.round()) / 255
+        up, down = (aim - 1e-3).ceil(), (aim + 1e-3).floor()
+        step = (torch.where((delta > 0) == (side > 0), up, down) if side else aim.round()) / 255
         step = torch.where(delta == 0, images, step.clamp(0, 1))
-        if eps is not None and norm == math.inf:  # the outermost grid point that the ball still holds
+        if eps is not None and norm == math.inf:  # the outermost grid point that the ball still holds, if it holds one
             low, high = (255 * (images - eps) - 1e-4).ceil() / 255, (255 * (images + eps) + 1e-4).floor() / 255
-            step = torch.where(delta == 0, images, torch.minimum(torch.maximum(step, low), high).clamp(0, 1))
-        if eps is not None and norm == 2:
-            too_long = norms(step - images, 2) > eps
+            held = (delta != 0) & (low <= high)
+            step = torch.where(held, torch.minimum(torch.maximum(step, low), high).clamp(0, 1), images)
+        elif eps is not None:
+            too_long = norms(step - images, norm) > eps
             step = torch.where(per_sample(too_long, step), images, step)
         yield step

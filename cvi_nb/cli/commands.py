@@ -596,9 +596,9 @@ def _regions(name: str, image: Tensor, labels: Tensor) -> pd.DataFrame:
     """Area, centre and mean colour (0 to 255) of every region of labels (H, W)."""
     flat = labels.flatten()
     area = torch.bincount(flat)
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in labels.shape), indexing="ij")
-    values = torch.cat([torch.stack([rows, columns]), 255 * image]).flatten(1)
-    mean = torch.zeros(len(values), len(area)).index_add_(1, flat, values) / area
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in labels.shape), indexing="ij")
+    values = torch.cat([torch.stack([rows, columns]), 255 * image.double()]).flatten(1)  # a million pixels are summed
+    mean = values.new_zeros(len(values), len(area)).index_add_(1, flat, values) / area
     frame = pd.DataFrame(mean.T.numpy(), columns=["row", "column", "red", "green", "blue"]).round(2)
     frame.insert(0, "area", area.numpy())
     frame.insert(0, "region", range(len(area)))

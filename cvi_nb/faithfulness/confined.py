@@ -49,8 +49,8 @@ __all__ = ['CHANCE', 'ELSEWHERE', 'critical_support', 'patch_map', 'region_map',
 # %% ../../nbs/06_faithfulness/08_confined.ipynb #13f955b7
 def _by_cluster(values: Tensor, labels: Tensor) -> Tensor:
     """Values (B, N) by which clusters rank as wholes: the place of each pixel's cluster mean, first cluster first."""
-    size = int(labels.max()) + 1
-    empty = values.new_zeros(len(values), size)
+    size, values = int(labels.max()) + 1, values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    empty = values.new_zeros(len(values), size)  # in double: millions of pixels are summed
     mean = empty.scatter_add(1, labels, values) / empty.scatter_add(1, labels, torch.ones_like(values)).clamp_min(1)
     order = mean.argsort(dim=1, descending=True, stable=True)  # equal means keep the clusters' order, and stay whole
     places = torch.empty_like(order).scatter_(1, order, torch.arange(size, device=order.device).expand_as(order))

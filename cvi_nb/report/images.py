@@ -35,7 +35,8 @@ def critical_region(criticality: Tensor, partition: Tensor, share: float = 0.2) 
     region = torch.zeros_like(partition, dtype=torch.bool)
     for i, (heat, labels) in enumerate(zip(criticality.flatten(1), partition.flatten(1), strict=True)):
         area = torch.bincount(labels)
-        total = torch.zeros(len(area), dtype=heat.dtype, device=heat.device).index_add_(0, labels, heat)
+        exact = heat.to(torch.float32 if heat.device.type == "mps" else torch.float64)  # millions of pixels are summed
+        total = exact.new_zeros(len(area)).index_add_(0, labels, exact)
         density = (total / area.clamp_min(1)).masked_fill(area == 0, -math.inf)
         order = density.argsort(descending=True, stable=True)
         kept = area[order].cumsum(0) <= share * len(labels)

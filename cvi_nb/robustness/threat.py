@@ -20,9 +20,16 @@ from ..validation import check_choice, check_integer, check_real
 __all__ = ['Threat']
 
 # %% ../../nbs/07_robustness/04_threat.ipynb #d084122a
+def _sequence(values: Any, name: str, such: str) -> Iterable[Any]:
+    """`values`, or a `TypeError` that says what sequence was expected."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
+        raise TypeError(f"`{name}` must be a sequence of {such}, got {values!r}.")
+    return values
+
+
 def _radii(values: Sequence[float], name: str) -> tuple[float, ...]:
     """Ascending radii, not negative, or a `ValueError` that names them."""
-    radii = tuple(check_real(eps, name, least=0) for eps in values)
+    radii = tuple(check_real(eps, name, least=0) for eps in _sequence(values, name, "radii such as (0.1, 0.2)"))
     if list(radii) != sorted(set(radii)):
         raise ValueError(f"`{name}` must hold ascending radii, got {radii}.")
     return radii
@@ -112,7 +119,8 @@ class Threat(_Sizes):
     def __post_init__(self) -> None:
         for name in ("linf", "l2", "l1"):
             object.__setattr__(self, name, _radii(getattr(self, name), name))
-        object.__setattr__(self, "attacks", tuple(check_choice(name, "attacks", ATTACKS) for name in self.attacks))
+        asked = _sequence(self.attacks, "attacks", "names such as ('pgd',)")
+        object.__setattr__(self, "attacks", tuple(check_choice(name, "attacks", ATTACKS) for name in asked))
         if not self.linf and not self.l2:
             raise ValueError("`linf` and `l2` must not both be empty.")
         object.__setattr__(self, "targets", _aims(self.targets))
