@@ -75,6 +75,13 @@ GREY = 0.5 + 0.06 * torch.randn(24, 1, 6, 6, generator=torch.Generator().manual_
 # Curves
 
 
+@pytest.mark.parametrize("as_given", [list, np.array, lambda v: torch.tensor(v, dtype=torch.float64), lambda v: v[0]])
+def test_a_radius_is_what_it_is_written_as(as_given: Callable) -> None:
+    """At 0.7 an image at distance 0.7 has fallen, whatever holds the radius."""
+    frame = accuracy_curve([0.7, 0.7], as_given([0.7]))
+    assert frame["eps"].item() == 0.7 and frame["accuracy"].item() == 0
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.floats(0, 5) | st.just(0.0) | st.just(math.inf), min_size=1, max_size=30),

@@ -32,9 +32,7 @@ def accuracy_curve(distances: Tensor, eps: Tensor | None = None) -> pd.DataFrame
     if not len(d):
         raise ValueError("`distances` must be at least one number, got none")
     steps = torch.cat([d.new_zeros(1), d[d.isfinite()]]).unique()
-    if eps is not None:
-        check_numbers(eps, "eps", least=0, finite=False)
-    radii = steps if eps is None else torch.as_tensor(eps).double().flatten().cpu()
+    radii = steps if eps is None else torch.tensor(check_numbers(eps, "eps", least=0, finite=False)).flatten()
     left = len(d) - torch.searchsorted(d.sort().values, radii.contiguous(), right=True)
     rows = [(float(e), *proportion(int(k), len(d)), len(d)) for e, k in zip(radii, left, strict=True)]
     return pd.DataFrame(rows, columns=["eps", "accuracy", "low", "high", "n"])
