@@ -361,8 +361,8 @@ def _decode(path: Any, max_pixels: int = MAX_PIXELS) -> _Pixels:
             limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
             if picture.width * picture.height > limit:
                 raise Image.DecompressionBombError(f"{picture.width} × {picture.height} pixels, limit {limit}")
-            orientation = picture.getexif().get(0x0112, 1)
             picture.load()  # the first frame; raises if truncated
+            orientation = picture.getexif().get(0x0112, 1)  # afterwards: of TIFF, Pillow has turned the pixels by then
             return _Pixels(_source(picture, file), orientation if orientation in range(1, 9) else 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         remedy = "if you trust it, raise `max_pixels` (and PIL.Image.MAX_IMAGE_PIXELS)"

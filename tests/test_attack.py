@@ -336,3 +336,17 @@ def test_minimum_norms_are_smaller_in_their_own_norm(norm, model, digits):
     for other in {0, 2, math.inf} - {norm}:
         rival = attack.minimum_norm(model, *digits, norm=other, steps=60)
         assert float(own.distance.mean()) <= float(norms(rival.adversarial - digits[0], norm).mean()) * 1.02
+
+
+@pytest.mark.parametrize("target", [3.7, 3.0, True, torch.tensor(1.5)], ids=repr)
+def test_a_target_is_a_class_and_no_part_of_one(target, model, digits):
+    with pytest.raises(TypeError, match=r"`target` must be (an integer|integers)"):
+        attack.pgd(model, *digits, eps=0.1, steps=1, target=target)
+
+
+def test_watching_a_search_leaves_the_network_as_it_was():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    image = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0))
+    attack.show_search(attack.pgd, network, image, 0, eps=0.1, steps=2, cells=8)
+    assert network.training and all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

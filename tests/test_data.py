@@ -455,7 +455,7 @@ def test_transparency_is_put_on_white(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_exif_orientation(tmp_path, orientation, suffix):
     """The stored pixels are turned by hand so that undoing the tag must give the upright picture."""
     upright = np.zeros((24, 40, 3), dtype=np.uint8)

@@ -1152,3 +1152,16 @@ def test_tied_maps_are_ranked_with_ties():
     states = list(cvi.anytime(photo(), 1))
     expected = scipy.stats.spearmanr(states[-1].criticality.flatten(), states[-2].criticality.flatten()).statistic
     assert float(states[-1].agreement) == pytest.approx(expected, abs=1e-6)
+
+
+def test_images_that_require_a_gradient_leave_no_graph() -> None:
+    images = photo(1).requires_grad_()
+    posterior = CVI(network(), budget=32, partition="grid").infer(images)
+    assert not posterior.criticality.requires_grad and len(posterior.to_frame()) and len(posterior.regions().to_frame())
+
+
+@pytest.mark.parametrize("black", [0.0, np.float32(0), np.int64(0), ["black"], np.zeros(())], ids=repr)
+def test_modes_have_the_posterior_s_baseline(black: object) -> None:
+    partition = torch.arange(photo(1).shape[-1]).div(8, rounding_mode="floor").expand(1, *photo(1).shape[-2:])
+    posterior = CVI(network(), budget=32, partition=partition, baseline=black).infer(photo(1))
+    assert not posterior.modes(budget=32).baseline.any()

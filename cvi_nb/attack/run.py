@@ -25,6 +25,7 @@ from ..plot import show_images
 from cvi_nb.validation import (
     check_choice,
     check_flag,
+    check_integer,
     check_labels,
     check_logits,
     check_mask,
@@ -78,7 +79,7 @@ def choose_target(target: Target, labels: Tensor, logits: Tensor, generator: tor
             raise ValueError("`target` must be sets with a class and without the label, got an empty one or the label.")
         return sets
     alone = isinstance(target, int) or (hasattr(target, "ndim") and target.ndim == 0)
-    found = check_labels([int(target)] * batch if alone else target, batch, classes, "target")  # type: ignore[arg-type]
+    found = check_labels([check_integer(target, "target")] * batch if alone else target, batch, classes, "target")
     found = found.to(labels.device)
     if bool((same := found == labels).any()):
         raise ValueError(f"`target` must differ from the label, got the label itself for {int(same.sum())} of {batch}.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .oracle import Model
 from .run import AttackResult
 from ..lazy import pyplot as plt
+from ..models import as_classifier
 
 # %% auto #0
 __all__ = ['Watched', 'show_search']
@@ -59,8 +60,9 @@ def show_search(
     pad = 0.15 * (high - low).clamp_min(0.3 * float((high - low).max()) + 1e-6)
     x, y = (torch.linspace(float(a), float(b), cells) for a, b in zip(low - pad, high + pad, strict=True))
     points = (start + torch.cartesian_prod(y, x).flip(1) @ plane).view(-1, *image.shape).to(image)
+    classifier = as_classifier(model)  # in evaluation mode, as attacks ask it
     with torch.no_grad():
-        other = torch.cat([model(part).argmax(1) != label for part in points.split(256)]).view(cells, cells).cpu()
+        other = torch.cat([classifier(part).argmax(1) != label for part in points.split(256)]).view(cells, cells).cpu()
     ax = ax or plt.subplots(figsize=(4, 2.8), dpi=72, layout="constrained")[1]
     ax.contourf(x, y, other.float(), levels=[-0.5, 0.5, 1.5], colors=["white", "#f3d9c9"])
     ax.plot(way[:, 0], way[:, 1], color="0.6", linewidth=0.6)

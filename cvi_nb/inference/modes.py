@@ -534,7 +534,7 @@ def infer_modes(
     ------
     ValueError, TypeError : an argument that is not as above, named with what came and what was expected
     """
-    images, chosen = check_images(images), ModesOptions(**options)
+    images, chosen = check_images(images).detach(), ModesOptions(**options)
     temperature, prior = check_real(temperature, "temperature", above=0), check_real(prior, "prior", above=0, below=1)
     classifier, measure = as_classifier(model), get_evidence(evidence)
     labels, baselines = partitions_of(partition, images)[-1], make_baselines(baseline, images)

@@ -573,7 +573,7 @@ class Problem:
 # %% ../../nbs/03_inference/05_presence.ipynb #39f87d68
 def _posed(model: Callable[[Tensor], Tensor], images: Tensor, target: Any, options: PresenceOptions) -> Problem:
     """The problem that `options` pose; half-precision images are taken in float32."""
-    images = check_images(images)
+    images = check_images(images).detach()
     images = images.float() if images.element_size() < 4 else images
     classifier, partitions = as_classifier(model), partitions_of(options.partition, images)
     setting = settle(options, partitions)
@@ -608,6 +608,10 @@ def _gathered(problem: Problem, states: Sequence[State]) -> Posterior:
     spent = [state.forward + problem.known for state in states]
     shared = {name: getattr(options, name) for name in ("batch_size", "seed", "temperature", "evidence")}
     baseline = options.baseline
+    if isinstance(baseline, list | tuple) and len(baseline) == 1:
+        baseline = baseline[0]
+    if hasattr(baseline, "__array__") and not isinstance(baseline, Tensor):
+        baseline = torch.as_tensor(baseline)
     if isinstance(baseline, float | int | Tensor) or (isinstance(baseline, str) and baseline in BASELINES):
         shared["baseline"] = baseline
     return Posterior(
