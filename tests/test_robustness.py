@@ -435,6 +435,11 @@ def test_a_threat_takes_sequences(name: str, wrong: object) -> None:
         Threat(**{name: wrong})
 
 
+def test_an_attack_that_would_never_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`attacks` must know a norm .* 'sigma_zero', which knows L0"):
+        Threat(attacks=("pgd", "sigma_zero"))
+
+
 def test_sets_of_classes_as_targets(networks: dict[str, Classifier]) -> None:
     few = Threat.quick(IMAGES, linf=(0.2,), l2=(), steps=12, noise_budget=0, samples=0, queries=10, check_images=4,
                        targets=[{3, 5}, 8], targeted_steps=30)  # fmt: skip

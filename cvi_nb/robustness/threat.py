@@ -95,7 +95,8 @@ class Threat(_Sizes):
     noise_budget : evaluations of the noise posterior, at least 20; 0 leaves it out
     sigma, samples : noise of the smoothed classifier, in image units, and draws of its certificate; 0 leaves it out
     check_images : how many correctly classified images the checks look at
-    attacks : names in `attack.ATTACKS`, one's own among them, that are run besides, in each norm they know
+    attacks : names in `attack.ATTACKS`, one's own among them, that are run besides, in each norm of these that they
+        know (at least one)
 
     Raises `TypeError` or `ValueError`, naming the attribute that is not as above.
     """
@@ -123,6 +124,10 @@ class Threat(_Sizes):
         object.__setattr__(self, "attacks", tuple(check_choice(name, "attacks", ATTACKS) for name in asked))
         if not self.linf and not self.l2:
             raise ValueError("`linf` and `l2` must not both be empty.")
+        for name in self.attacks:
+            if not set(ATTACKS[name].norms) & set(self.radii):
+                norms = ", ".join(f"L{norm:g}" for norm in ATTACKS[name].norms)
+                raise ValueError(f"`attacks` must know a norm with radii here, got {name!r}, which knows {norms}.")
         object.__setattr__(self, "targets", _aims(self.targets))
         least = dict.fromkeys(("pgd_steps", "apgd_steps", "restarts", "queries", "check_images"), 1)
         least |= {"steps": 10, "targeted_steps": 10, "noise_budget": 0, "samples": 0}
