@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,16 @@ def _sequence(values: Any, name: str, such: str) -> Iterable[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) == 0:
         raise TypeError(f"`{name}` must be a sequence of {such}, got {values!r}.")
     return values
+
+
+def _attacks(values: Sequence[str], radii: Mapping[float, Any]) -> tuple[str, ...]:
+    """Names of registered attacks, each of which knows one of the norms that have `radii`."""
+    names = tuple(check_choice(v, "attacks", ATTACKS) for v in _sequence(values, "attacks", "names such as ('pgd',)"))
+    for name in names:
+        if not set(ATTACKS[name].norms) & set(radii):
+            norms = ", ".join(f"L{norm:g}" for norm in ATTACKS[name].norms)
+            raise ValueError(f"`attacks` must know a norm with radii here, got {name!r}, which knows {norms}.")
+    return names
 
 
 def _radii(values: Sequence[float], name: str) -> tuple[float, ...]:
@@ -120,14 +130,9 @@ class Threat(_Sizes):
     def __post_init__(self) -> None:
         for name in ("linf", "l2", "l1"):
             object.__setattr__(self, name, _radii(getattr(self, name), name))
-        asked = _sequence(self.attacks, "attacks", "names such as ('pgd',)")
-        object.__setattr__(self, "attacks", tuple(check_choice(name, "attacks", ATTACKS) for name in asked))
         if not self.linf and not self.l2:
             raise ValueError("`linf` and `l2` must not both be empty.")
-        for name in self.attacks:
-            if not set(ATTACKS[name].norms) & set(self.radii):
-                norms = ", ".join(f"L{norm:g}" for norm in ATTACKS[name].norms)
-                raise ValueError(f"`attacks` must know a norm with radii here, got {name!r}, which knows {norms}.")
+        object.__setattr__(self, "attacks", _attacks(self.attacks, self.radii))
         object.__setattr__(self, "targets", _aims(self.targets))
         least = dict.fromkeys(("pgd_steps", "apgd_steps", "restarts", "queries", "check_images"), 1)
         least |= {"steps": 10, "targeted_steps": 10, "noise_budget": 0, "samples": 0}
